@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// What the glue of every op shares: checks that name the argument, layouts, and the current CUDA stream.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace fastseg {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using Shape = std::vector<int64_t>;
+
+// A wrong argument. Not STD_TORCH_CHECK, whose message opens with a path of the machine that built it.
+template <class... Parts>
+void check(bool condition, const Parts&... parts) {
+  if (condition) return;
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+inline Shape shape_of(const Tensor& tensor) {
+  Shape shape;
+  for (int64_t axis = 0; axis < tensor.dim(); ++axis) shape.push_back(tensor.size(axis));
+  return shape;
+}
+
+inline std::string to_string(const Shape& shape) {
+  std::ostringstream out;
+  out << '(';
+  for (size_t axis = 0; axis < shape.size(); ++axis) out << (axis ? ", " : "") << shape[axis];
+  out << (shape.size() == 1 ? ",)" : ")");
+  return out.str();
+}
+
+inline void check_shape(const char* name, const Tensor& tensor, const char* meaning, const Shape& expected) {
+  const Shape shape = shape_of(tensor);
+  check(shape == expected, name, " must be ", meaning, " = ", to_string(expected), ", got ",
+        to_string(shape));
+}
+
+inline void check_same_device(const char* name, const Tensor& tensor, const Tensor& logits) {
+  check(tensor.device() == logits.device(), name, " must be on the device of logits");
+}
+
+inline bool is_floating(ScalarType type) {
+  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16 ||
+         type == ScalarType::Half;
+}
+
+inline void check_floating(const char* name, const Tensor& tensor) {
+  check(is_floating(tensor.scalar_type()), name, " must be float32, float64, bfloat16 or float16, got ",
+        torch::headeronly::toString(tensor.scalar_type()));
+}
+
+// Whether the elements lie channels last without gaps. Strides along axes of size 1 say nothing.
+inline bool is_channels_last(const Tensor& tensor) {
+  if (tensor.dim() != 4 && tensor.dim() != 5) return false;
+  int64_t expected = 1;
+  const auto fits = [&](int64_t axis) {
+    const bool fit = tensor.size(axis) == 1 || tensor.stride(axis) == expected;
+    expected *= tensor.size(axis);
+    return fit;
+  };
+  if (!fits(1)) return false;
+  for (int64_t axis = tensor.dim() - 1; axis >= 2; --axis) {
+    if (!fits(axis)) return false;
+  }
+  return fits(0);
+}
+
+#if defined(FASTSEG_WITH_CUDA)
+// Torch 2.13 has Stream::nativeHandle. This older function serves 2.11 too; it is absent from a torch without
+// CUDA, hence weak, but there nothing runs on a CUDA device.
+extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream)
+    __attribute__((weak));
+
+inline void* current_cuda_stream(int32_t device_index) {
+  check(aoti_torch_get_current_cuda_stream != nullptr, "fastseg: this torch has no CUDA");
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_index, &stream));
+  return stream;
+}
+#endif
+
+}  // namespace fastseg

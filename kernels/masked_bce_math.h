@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The rule of one voxel of masked_bce, shared by the CPU and the CUDA kernels:
+//   loss      l     = (1 - y) softplus(z) + p y softplus(-z)
+//   gradient  dl/dz = (1 - y) sigmoid(z) - p y sigmoid(-z)
+// Both rest on u = exp(-|z|) in (0, 1]: nothing overflows and nothing cancels. NaN in z passes through.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "masked_bce.h"
+
+#if defined(__CUDACC__)
+#define FASTSEG_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define FASTSEG_HOST_DEVICE inline __attribute__((always_inline))
+#endif
+
+namespace fastseg {
+
+// Minimax fits of relative error by Remez exchange in float64, then rounded to float32.
+// log1p(u) / u on [0, 1]: 4.7e-9 before rounding, 1.2e-7 evaluated in float32.
+constexpr float kLog1p[] = {1.0f,         -0.49999902f, 0.33329964f,  -0.24954134f, 0.19675939f,
+                            -0.15305592f, 0.10603655f,  -0.05695953f, 0.019851463f, -0.003244025f};
+// exp(r) on [-ln2 / 2, ln2 / 2]: 1.9e-9 before rounding.
+constexpr float kExp[] = {1.0f, 1.0f, 0.49999991f, 0.1666642f, 0.04166823f, 0.008374857f, 0.0013836795f};
+
+// exp(-magnitude) for magnitude >= 0, within 1.5 units in the last place; 0 where float32 has no normal
+// number.
+FASTSEG_HOST_DEVICE float exp_negative(float magnitude) {
+#if defined(__CUDA_ARCH__)
+  return expf(-magnitude);
+#else
+  constexpr float kLog2E = 1.44269504f, kLn2High = 0.693145752f, kLn2Low = 1.42860677e-6f;
+  constexpr float kRound = 12582912.0f;               // 1.5 * 2^23: adding it rounds to an integer
+  const float shifted = kRound - magnitude * kLog2E;  // low mantissa bits now hold k = round(-m / ln 2)
+  const float k = shifted - kRound;
+  const float r = (-magnitude - k * kLn2High) - k * kLn2Low;
+  float value = kExp[6];
+  value = value * r + kExp[5];
+  value = value * r + kExp[4];
+  value = value * r + kExp[3];
+  value = value * r + kExp[2];
+  value = value * r + kExp[1];
+  value = value * r + kExp[0];
+  uint32_t bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits << 23) + 0x3f800000u;  // 2^k; the bits of kRound fall off the top
+  float scale;
+  std::memcpy(&scale, &bits, sizeof scale);
+  value *= scale;
+  return magnitude > 87.0f ? 0.0f : value;  // a comparison with NaN is false: NaN stays
+#endif
+}
+FASTSEG_HOST_DEVICE double exp_negative(double magnitude) { return std::exp(-magnitude); }
+
+// log(1 + u) for u in [0, 1].
+FASTSEG_HOST_DEVICE float log1p_unit(float u) {
+  float value = kLog1p[9];
+  value = value * u + kLog1p[8];
+  value = value * u + kLog1p[7];
+  value = value * u + kLog1p[6];
+  value = value * u + kLog1p[5];
+  value = value * u + kLog1p[4];
+  value = value * u + kLog1p[3];
+  value = value * u + kLog1p[2];
+  value = value * u + kLog1p[1];
+  value = value * u + kLog1p[0];
+  return value * u;
+}
+FASTSEG_HOST_DEVICE double log1p_unit(double u) { return std::log1p(u); }
+
+template <class Real>
+FASTSEG_HOST_DEVICE Real bce_loss(Real logit, Real target, Real pos_weight) {
+  const Real tail = log1p_unit(exp_negative(std::fabs(logit)));
+  const Real positive = (logit < Real(0) ? Real(0) : logit) + tail;   // softplus(z)
+  const Real negative = (logit > Real(0) ? Real(0) : -logit) + tail;  // softplus(-z)
+  return (Real(1) - target) * positive + pos_weight * target * negative;
+}
+
+template <class Real>
+FASTSEG_HOST_DEVICE Real bce_gradient(Real logit, Real target, Real pos_weight) {
+  const Real u = exp_negative(std::fabs(logit));
+  const Real larger = Real(1) / (Real(1) + u);  // sigmoid(|z|)
+  const Real smaller = u * larger;              // sigmoid(-|z|)
+  const bool below = logit < Real(0);
+  return (Real(1) - target) * (below ? smaller : larger) - pos_weight * target * (below ? larger : smaller);
+}
+
+// The loss and the statistics from the sums over all voxels (see MaskedBceStats for their order).
+FASTSEG_HOST_DEVICE double finish_masked_bce(const MaskedBceSums& sums, int64_t numel, double pseudo_weight,
+                                             BceNormalize normalize, double* stats) {
+  double scale[2] = {1.0, pseudo_weight};
+  if (normalize == BceNormalize::kTerms) {
+    scale[0] = sums.count[0] > 0 ? 1.0 / sums.count[0] : 0.0;
+    scale[1] = sums.count[1] > 0 ? pseudo_weight / sums.count[1] : 0.0;
+  } else if (normalize != BceNormalize::kSum) {
+    // A pseudo weight of 0 takes the pseudo-labelled voxels out, whatever they hold.
+    const double total = normalize == BceNormalize::kVoxels
+                             ? double(numel)
+                             : sums.weight[0] + (pseudo_weight != 0 ? pseudo_weight * sums.weight[1] : 0.0);
+    scale[0] = total != 0 ? 1.0 / total : 0.0;
+    scale[1] = total != 0 ? pseudo_weight / total : 0.0;
+  }
+  double loss = 0;
+  for (int source = 0; source < 2; ++source) {
+    loss += scale[source] != 0 ? scale[source] * sums.loss[source] : 0.0;
+    stats[kStatsLoss + source] = sums.loss[source];
+    stats[kStatsWeight + source] = sums.weight[source];
+    stats[kStatsCount + source] = sums.count[source];
+    stats[kStatsScale + source] = scale[source];
+  }
+  return loss;
+}
+
+}  // namespace fastseg

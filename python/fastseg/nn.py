@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The ops as loss modules: parameters and a call."""
+
+import torch
+from torch import Tensor, nn
+
+from fastseg.ops import masked_weighted_bce
+
+
+class MaskedWeightedBCE(nn.Module):
+    """`fastseg.masked_weighted_bce` with its options fixed; pos_weight (C,) is a buffer and moves along.
+
+    pseudo_weight is a plain attribute and may be changed between steps, for example to ramp it up.
+    """
+
+    def __init__(
+        self,
+        *,
+        pseudo_weight: float = 1.0,
+        pos_weight: Tensor | list[float] | None = None,
+        normalize: str = "voxels",
+        reduction: str = "mean",
+        impl: str = "auto",
+    ):
+        super().__init__()
+        if pos_weight is not None and not isinstance(pos_weight, Tensor):
+            pos_weight = torch.tensor(pos_weight, dtype=torch.float32)
+        self.register_buffer("pos_weight", pos_weight)
+        self.pseudo_weight = pseudo_weight
+        self.normalize = normalize
+        self.reduction = reduction
+        self.impl = impl
+
+    def forward(
+        self, logits: Tensor, target: Tensor, mask: Tensor | None = None, weight: Tensor | None = None
+    ) -> Tensor:
+        return masked_weighted_bce(
+            logits,
+            target,
+            mask,
+            pseudo_weight=self.pseudo_weight,
+            weight=weight,
+            pos_weight=self.pos_weight,
+            normalize=self.normalize,
+            reduction=self.reduction,
+            impl=self.impl,
+        )
+
+    def extra_repr(self) -> str:
+        options = ("pseudo_weight", "normalize", "reduction", "impl")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in options)

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The fused ops. Each has a kernel per device and a definition in plain PyTorch (fastseg.ops.reference)."""
+
+from fastseg.ops.masked_bce import BCETerms, masked_weighted_bce, masked_weighted_bce_terms
+
+__all__ = ["BCETerms", "masked_weighted_bce", "masked_weighted_bce_terms"]

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The definitions of the ops in plain PyTorch: any device, float64-able, never optimised."""
+
+from fastseg.ops.reference.masked_bce import masked_bce_map_reference, masked_bce_reference
+
+__all__ = ["masked_bce_map_reference", "masked_bce_reference"]
