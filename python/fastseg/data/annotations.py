@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A raw volume with what is known about it: targets, and a code per voxel that says how far to trust them.
+
+Codes are those of the op masked_bce: 0 ignored, 1 labelled, 2 pseudo-labelled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fastseg.data.volumes import Box, Volume, require_finite
+from fastseg.errors import InputError
+
+IGNORED, LABELLED, PSEUDO = 0, 1, 2
+
+# Enough positions that a run seldom draws one twice, few enough to keep in memory for any volume.
+_MOST_CANDIDATES = 100_000
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What is annotated: all voxels, or the given slices (file coordinates) along one axis."""
+
+    axis: int = 0
+    slices: tuple[int, ...] | None = None
+
+
+@dataclass
+class AnnotatedVolume:
+    """Raw data, labels and mask of one shape, read together box by box.
+
+    labels: any integer ids. ``classes`` None makes one target channel, label != 0; otherwise one channel per
+    id. Voxels with ``ignore_label`` get code 0. mask: codes 0, 1, 2, over the annotation.
+    """
+
+    raw: Volume
+    labels: Volume | None = None
+    mask: Volume | None = None
+    annotation: Annotation = field(default_factory=Annotation)
+    classes: tuple[int, ...] | None = None
+    ignore_label: int | None = None
+
+    def __post_init__(self) -> None:
+        for what, volume in (("labels", self.labels), ("mask", self.mask)):
+            if volume is None:
+                continue
+            if volume.shape != self.raw.shape:
+                raise InputError(
+                    f"{what} {volume.name} must have the shape of raw {self.raw.name}, {self.raw.shape} "
+                    f"(z, y, x), got {volume.shape}"
+                )
+            if volume.channels != 1:
+                raise InputError(f"{what} {volume.name} must have one channel, got {volume.channels}")
+            if volume.dtype.kind not in "bui":
+                raise InputError(f"{what} {volume.name} must hold integers, got {volume.dtype}")
+        if self.annotation.slices is not None:
+            axis, low = "zyx"[self.annotation.axis], self.raw.origin[self.annotation.axis]
+            high = low + self.raw.shape[self.annotation.axis]
+            outside = [s for s in self.annotation.slices if not low <= s < high]
+            if outside:
+                raise InputError(
+                    f"annotated slices {outside} of {self.raw.name} must lie in {axis} {low}:{high}"
+                )
+
+    @property
+    def shape(self) -> Box:
+        return self.raw.shape
+
+    def annotated_slices(self) -> np.ndarray | None:
+        """Annotated slices along the annotation's axis, counted from this volume's own origin."""
+        if self.annotation.slices is None:
+            return None
+        return np.asarray(self.annotation.slices, np.int64) - self.raw.origin[self.annotation.axis]
+
+    def read_raw(self, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
+        """(channels, z, y, x) in the file's dtype; InputError with the place if it holds NaN or infinity."""
+        box = self.raw.read(start, stop)
+        require_finite(box, self.raw, start)
+        return box
+
+    def read_target(self, start: Sequence[int], stop: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Target (classes, z, y, x) of 0 and 1 and codes (1, z, y, x), both uint8."""
+        assert self.labels is not None, "a volume without labels has no target"
+        labels = self.labels.read(start, stop)
+        if self.classes is None:
+            target = (labels != 0).view(np.uint8)
+        else:
+            target = np.concatenate([labels == value for value in self.classes]).view(np.uint8)
+        codes = self._codes(start, stop)
+        if self.ignore_label is not None:
+            codes[labels == self.ignore_label] = IGNORED
+        return target, codes
+
+    def _codes(self, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
+        if self.mask is not None:
+            codes = self.mask.read(start, stop)
+            if codes.dtype == bool:
+                codes = codes.view(np.uint8)
+            wrong = (codes < IGNORED) | (codes > PSEUDO)
+            if wrong.any():
+                place = np.argwhere(wrong[0])[0]
+                where = tuple(int(v) for v in place + start + self.mask.origin)
+                raise InputError(
+                    f"mask {self.mask.name} must hold the codes 0 (ignored), 1 (labelled) and 2 (pseudo-labelled), "
+                    f"got {codes[0][tuple(place)]} at (z, y, x) = {where}"
+                )
+            codes = codes.astype(np.uint8)
+        else:
+            codes = np.ones((1, *(b - a for a, b in zip(start, stop, strict=True))), np.uint8)
+        slices = self.annotated_slices()
+        if slices is not None:
+            axis = self.annotation.axis
+            off = ~np.isin(np.arange(start[axis], stop[axis]), slices)
+            codes[(slice(None),) * (axis + 1) + (off,)] = IGNORED
+        return codes
+
+
+@dataclass
+class LabelIndex:
+    """What a pass over the labels of one volume found, for drawing patches and for telling the user.
+
+    labelled, foreground: up to 100,000 positions (z, y, x) each, drawn uniformly. The counts are exact.
+    """
+
+    labelled: np.ndarray
+    foreground: np.ndarray
+    labelled_voxels: int
+    pseudo_voxels: int
+    foreground_voxels: int
+
+
+def index_labels(volume: AnnotatedVolume, seed: int) -> LabelIndex:
+    """Read the labels once, block by block, annotated slices alone where they are given."""
+    rng = np.random.default_rng(seed)
+    keep = {"labelled": _Reservoir(rng), "foreground": _Reservoir(rng)}
+    pseudo = 0
+    for start, stop in _annotated_blocks(volume):
+        target, codes = volume.read_target(start, stop)
+        for name, chosen in (
+            ("labelled", codes[0] != 0),
+            ("foreground", (codes[0] != 0) & target.any(axis=0)),
+        ):
+            keep[name].add(np.flatnonzero(chosen), chosen.shape, start)
+        pseudo += int(np.count_nonzero(codes == PSEUDO))
+    labelled, foreground = keep["labelled"], keep["foreground"]
+    return LabelIndex(
+        labelled.positions, foreground.positions, labelled.seen - pseudo, pseudo, foreground.seen
+    )
+
+
+def _annotated_blocks(volume: AnnotatedVolume) -> list[tuple[Box, Box]]:
+    slices = volume.annotated_slices()
+    if slices is None:
+        return list(volume.raw.blocks())
+    axis = volume.annotation.axis
+    blocks = []
+    for index in slices:
+        start, stop = [0, 0, 0], list(volume.shape)
+        start[axis], stop[axis] = int(index), int(index) + 1
+        blocks.append(((start[0], start[1], start[2]), (stop[0], stop[1], stop[2])))
+    return blocks
+
+
+class _Reservoir:
+    """A uniform sample of positions from a stream: those with the smallest random keys."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng, self.seen = rng, 0
+        self.positions = np.empty((0, 3), np.int64)
+        self.keys = np.empty(0)
+
+    def add(self, flat: np.ndarray, shape: tuple[int, ...], start: Sequence[int]) -> None:
+        self.seen += len(flat)
+        keys = self.rng.random(len(flat))
+        if len(keys) > _MOST_CANDIDATES:
+            chosen = np.argpartition(keys, _MOST_CANDIDATES)[:_MOST_CANDIDATES]
+            flat, keys = flat[chosen], keys[chosen]
+        here = np.stack(np.unravel_index(flat, shape), axis=1) + np.asarray(start)
+        self.positions = np.concatenate((self.positions, here))
+        self.keys = np.concatenate((self.keys, keys))
+        if len(self.keys) > _MOST_CANDIDATES:
+            chosen = np.argpartition(self.keys, _MOST_CANDIDATES)[:_MOST_CANDIDATES]
+            self.positions, self.keys = self.positions[chosen], self.keys[chosen]

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""HDF5 datasets as sources, and HDF5 files as outputs that appear only when they are whole."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from fastseg.data.sources import Slices, Source, describe_box, guess_axes, reason
+from fastseg.errors import InputError
+
+HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
+
+# HDF5's default chunk cache of 1 MiB holds less than one patch's chunks, so that each read decodes them anew.
+_CACHE_BYTES = 64 << 20
+_CACHE_SLOTS = 100_003
+
+
+class Hdf5Source(Source):
+    def __init__(self, path: str, dataset: str | None) -> None:
+        super().__init__()
+        self.path = path
+        self.name = path
+        file = self.handle()
+        if dataset is None:
+            dataset = self._only_dataset(file)
+        self.dataset = "/" + dataset.strip("/")
+        self.name = f"{path}:{self.dataset}"
+        array = self._array(file)
+        self.shape, self.dtype, self.chunks = array.shape, array.dtype, array.chunks
+        self.axes = guess_axes(len(self.shape))
+        self.voxel_size = _hdf5_voxel_size(array.attrs)
+
+    def open(self) -> Any:
+        import h5py
+
+        try:
+            return h5py.File(self.path, "r", rdcc_nbytes=_CACHE_BYTES, rdcc_nslots=_CACHE_SLOTS)
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be opened as HDF5: {reason(error)}") from error
+
+    def read(self, slices: Slices) -> np.ndarray:
+        try:
+            return self._array(self.handle())[slices]
+        except (OSError, RuntimeError) as error:
+            raise InputError(
+                f"{self.name} cannot be read at {describe_box(slices)}: {reason(error)}"
+            ) from error
+
+    def _array(self, file: Any) -> Any:
+        import h5py
+
+        try:
+            array = file[self.dataset]
+        except KeyError:
+            array = None
+        if not isinstance(array, h5py.Dataset):
+            raise InputError(f"{self.path} has no dataset {self.dataset}; it has {_listing(_datasets(file))}")
+        return array
+
+    def _only_dataset(self, file: Any) -> str:
+        names = _datasets(file)
+        if len(names) != 1:
+            raise InputError(
+                f"{self.path} needs a dataset, as in {os.path.basename(self.path)}:{(names or ['/raw'])[0]}; "
+                f"it has {_listing(names)}"
+            )
+        return names[0]
+
+
+def _datasets(file: Any) -> list[str]:
+    import h5py
+
+    names: list[str] = []
+    file.visititems(lambda name, item: names.append("/" + name) if isinstance(item, h5py.Dataset) else None)
+    return names
+
+
+def _hdf5_voxel_size(attributes: Any) -> tuple[float, float, float] | None:
+    # Only names that state their unit; a bare "resolution" may be nanometres, micrometres or pixels per inch.
+    for key, to_micrometre in (("element_size_um", 1.0), ("voxel_size_um", 1.0), ("resolution_nm_zyx", 1e-3)):
+        if key in attributes and np.size(attributes[key]) == 3:
+            z, y, x = (float(v) * to_micrometre for v in np.ravel(attributes[key]))
+            return (z, y, x)
+    return None
+
+
+def _listing(names: list[str]) -> str:
+    shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    return shown or "no dataset at all"
+
+
+class Hdf5Output:
+    """An HDF5 file that gets its name only when it is whole: written as ``<path>.partial``, then renamed.
+
+    Use as a context manager; an error inside removes the partial file and leaves what stood at ``path``.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self.partial = self.path + ".partial"
+        self.file: Any = None
+
+    def __enter__(self) -> Hdf5Output:
+        import h5py
+
+        try:
+            os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
+            self.file = h5py.File(self.partial, "w")
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written: {reason(error)}") from error
+        return self
+
+    def create(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: Any,
+        *,
+        chunks: tuple[int, ...],
+        voxel_size: tuple[float, float, float] | None = None,
+        **attributes: Any,
+    ) -> Any:
+        """A compressed dataset to assign boxes to; chunk-aligned boxes are compressed once."""
+        chunks = tuple(min(c, n) for c, n in zip(chunks, shape, strict=True))
+        # Level 1: the higher ones cost several times more for a few per cent of size.
+        array = self.file.create_dataset(
+            name, shape, dtype, chunks=chunks, compression="gzip", compression_opts=1
+        )
+        if voxel_size is not None:
+            array.attrs["element_size_um"] = voxel_size
+        array.attrs.update(attributes)
+        return array
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        failure = error
+        try:
+            self.file.close()
+        except (OSError, RuntimeError) as closing:
+            failure = failure or closing
+        if failure is None:
+            os.replace(self.partial, self.path)
+            return
+        if os.path.exists(self.partial):
+            os.remove(self.partial)
+        if isinstance(failure, OSError | RuntimeError) and not isinstance(failure, InputError):
+            raise InputError(f"{self.path} cannot be written: {reason(failure)}") from failure

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What every array file offers: shape, dtype, chunks, voxel size and lazy reading in the file's own axes.
+
+A source opens its file on first use in each process, so it pickles as its path and survives fork and spawn.
+Its errors are InputErrors that name the file. The formats are in hdf5.py and images.py; .npy is here.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+import numpy as np
+
+from fastseg.errors import InputError
+
+Slices = tuple[slice, ...]
+
+
+class Source:
+    """What every format offers. ``axes`` is a string over "czyx", one letter per axis of ``shape``."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    axes: str
+    chunks: tuple[int, ...] | None = None
+    voxel_size: tuple[float, float, float] | None = None  # micrometres, z y x
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+        self._owner = 0
+        self._lock = threading.Lock()
+
+    def open(self) -> Any:
+        """The format's handle, opened once per process."""
+        raise NotImplementedError
+
+    def read(self, slices: Slices) -> np.ndarray:
+        """The box ``slices`` of the file, one slice of step 1 per axis."""
+        raise NotImplementedError
+
+    def handle(self) -> Any:
+        with self._lock:
+            if self._handle is None or self._owner != os.getpid():
+                self._handle = self.open()
+                self._owner = os.getpid()
+            return self._handle
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_handle", "_owner", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Source.__init__(self)
+        self.__dict__.update(state)
+
+
+class NpySource(Source):
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.name = self.path = path
+        array = self.handle()
+        self.shape, self.dtype = array.shape, array.dtype
+        self.axes = guess_axes(len(self.shape))
+
+    def open(self) -> Any:
+        try:
+            return np.load(self.path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{self.path} cannot be opened as .npy: {reason(error)}") from error
+
+    def read(self, slices: Slices) -> np.ndarray:
+        return np.array(self.handle()[slices])
+
+
+def guess_axes(ndim: int) -> str:
+    return {2: "yx", 3: "zyx", 4: "czyx"}.get(ndim, "")
+
+
+def describe_box(slices: Slices) -> str:
+    return "[" + ", ".join(f"{s.start}:{s.stop}" for s in slices) + "]"
+
+
+def reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

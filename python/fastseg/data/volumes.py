@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Volumes of any format behind one face: (channels, z, y, x), read lazily, box by box."""
+
+from __future__ import annotations
+
+import glob
+import math
+import os
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from fastseg.data.hdf5 import HDF5_SUFFIXES, Hdf5Source
+from fastseg.data.images import IMAGE_SUFFIXES, TIFF_SUFFIXES, FolderSource, TiffSource
+from fastseg.data.sources import NpySource, Source
+from fastseg.errors import InputError
+
+Box = tuple[int, int, int]
+
+
+class Volume:
+    """A box of a file as (channels, z, y, x); images are volumes of one slice.
+
+    Attributes: ``name`` as the user wrote it, ``shape`` (z, y, x), ``channels``, ``dtype`` (native byte
+    order), ``chunks`` (z, y, x) or None, ``voxel_size`` in micrometres (z, y, x) or None, ``origin`` of the
+    box in the file. Cheap to copy, picklable, safe to read from several threads.
+    """
+
+    def __init__(self, source: Source, axes: str | None = None) -> None:
+        axes = axes or source.axes
+        if (
+            len(axes) != len(source.shape)
+            or len(set(axes)) != len(axes)
+            or not {*"yx"} <= {*axes} <= {*"czyx"}
+        ):
+            raise InputError(
+                f"{source.name} has shape {source.shape}: axes must name each once, as in zyx, czyx or yxc, "
+                f"got {axes or 'none'!r}"
+            )
+        if source.dtype.kind not in "buif":
+            raise InputError(f"{source.name} must hold numbers, got dtype {source.dtype}")
+        if 0 in source.shape:
+            raise InputError(f"{source.name} is empty: shape {source.shape}")
+        self.source, self.axes, self.name = source, axes, source.name
+        sizes = dict(zip(axes, source.shape, strict=True))
+        self.channels = sizes.get("c", 1)
+        self.shape: Box = (sizes.get("z", 1), sizes["y"], sizes["x"])
+        self.origin: Box = (0, 0, 0)
+        self.dtype = source.dtype.newbyteorder("=")
+        chunk = dict(zip(axes, source.chunks, strict=True)) if source.chunks else None
+        self.chunks: Box | None = (chunk.get("z", 1), chunk["y"], chunk["x"]) if chunk else None
+        self.voxel_size = source.voxel_size
+
+    def crop(self, start: Sequence[int], stop: Sequence[int]) -> Volume:
+        """The box [start, stop) of this volume, as a volume of its own that shares the file."""
+        for axis, low, high, size in zip("zyx", start, stop, self.shape, strict=True):
+            if not 0 <= low < high <= size:
+                raise InputError(f"{self.name}: the range {axis} {low}:{high} must lie within 0:{size}")
+        box = object.__new__(Volume)
+        box.__dict__.update(self.__dict__)
+        box.origin = _triple(o + s for o, s in zip(self.origin, start, strict=True))
+        box.shape = _triple(b - a for a, b in zip(start, stop, strict=True))
+        return box
+
+    def read(self, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
+        """The box [start, stop) as a new array (channels, z, y, x). Reads only what the box touches."""
+        ranges = {
+            axis: slice(origin + low, origin + high)
+            for axis, origin, low, high in zip("zyx", self.origin, start, stop, strict=True)
+        }
+        ranges["c"] = slice(0, self.channels)
+        array = self.source.read(tuple(ranges[axis] for axis in self.axes))
+        order = [self.axes.index(axis) for axis in "czyx" if axis in self.axes]
+        array = array.transpose(order)
+        if "z" not in self.axes:
+            array = array[..., None, :, :]
+        if "c" not in self.axes:
+            array = array[None]
+        return np.ascontiguousarray(array, dtype=self.dtype)
+
+    def __getitem__(self, key: tuple[slice, slice, slice] | slice) -> np.ndarray:
+        """``volume[z0:z1, y0:y1, x0:x1]`` as (channels, z, y, x); missing slices mean all of the axis."""
+        key = key if isinstance(key, tuple) else (key,)
+        if len(key) > 3 or not all(isinstance(k, slice) and k.step in (None, 1) for k in key):
+            raise TypeError("a volume is indexed by up to three slices (z, y, x) of step 1")
+        ranges = [
+            k.indices(n)[:2] for k, n in zip((*key, *[slice(None)] * (3 - len(key))), self.shape, strict=True)
+        ]
+        return self.read([r[0] for r in ranges], [max(r) for r in ranges])
+
+    def blocks(self, most_voxels: int = 1 << 24) -> Iterator[tuple[Box, Box]]:
+        """Boxes (start, stop) that tile the volume, aligned to its chunks, of about most_voxels at most."""
+        z, y, x = self.shape
+        unit = self.chunks or (1, 64, x)
+        rows = max(unit[1], most_voxels // (unit[0] * x) // unit[1] * unit[1])
+        planes = unit[0] * max(1, most_voxels // (unit[0] * y * x)) if rows >= y else unit[0]
+        for z0 in range(0, z, planes):
+            for y0 in range(0, y, rows):
+                yield (z0, y0, 0), (min(z0 + planes, z), min(y0 + rows, y), x)
+
+    def __repr__(self) -> str:
+        channels = f", {self.channels} channels" if self.channels > 1 else ""
+        return f"Volume({self.name!r}, shape={self.shape}{channels}, dtype={self.dtype})"
+
+
+def open_volume(path: str | os.PathLike[str], axes: str | None = None) -> Volume:
+    """Open ``brain.h5:/raw``, ``stack.tif``, ``slices/*.png``, a folder of images or ``array.npy``, lazily.
+
+    axes names the file's axes, as in "czyx" or "yxc"; by default yx, zyx and czyx by their number, what the
+    TIFF states, and zyx or zyxc for a folder. InputError where the file is missing, unreadable or truncated.
+    """
+    path = os.fspath(path)
+    file, colon, dataset = path.rpartition(":")
+    if not colon or not file.lower().endswith(HDF5_SUFFIXES):
+        file, dataset = path, ""
+    lower = file.lower()
+    is_pattern = any(character in file for character in "*?[") and not os.path.exists(file)
+    if not is_pattern and not os.path.exists(file):
+        raise InputError(f"{file} does not exist")
+    source: Source
+    if is_pattern or os.path.isdir(file):
+        source = FolderSource(file)
+    elif lower.endswith(HDF5_SUFFIXES):
+        source = Hdf5Source(file, dataset or None)
+    elif lower.endswith(TIFF_SUFFIXES):
+        source = TiffSource(file)
+    elif lower.endswith(".npy"):
+        source = NpySource(file)
+    elif lower.endswith(IMAGE_SUFFIXES):
+        source = FolderSource(glob.escape(file))
+    else:
+        known = ", ".join((*HDF5_SUFFIXES, ".npy", *IMAGE_SUFFIXES))
+        raise InputError(f"{file} has no known suffix; known are {known}, a pattern or a folder of images")
+    return Volume(source, axes)
+
+
+def require_finite(array: np.ndarray, volume: Volume, start: Sequence[int]) -> None:
+    """InputError that says where, if a box read from ``volume`` at ``start`` holds NaN or infinity."""
+    if array.dtype.kind != "f":
+        return
+    # One sum is far cheaper than a mask of the box; a finite sum means no NaN and no infinity.
+    if math.isfinite(float(array.sum(dtype=np.float64))):
+        return
+    bad = np.argwhere(~np.isfinite(array))
+    if len(bad):
+        channel, *offset = bad[0]
+        where = tuple(int(o + s + p) for o, s, p in zip(volume.origin, start, offset, strict=True))
+        value = array[tuple(bad[0])]
+        raise InputError(
+            f"{volume.name} holds {value} at (z, y, x) = {where}, channel {channel}; values must be finite"
+        )
+
+
+def _triple(values: Iterator[int]) -> Box:
+    z, y, x = values
+    return (z, y, x)
