@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""From the configuration to open volumes."""
+
+from __future__ import annotations
+
+import os
+
+from fastseg.data.annotations import AnnotatedVolume, Annotation
+from fastseg.data.volumes import Volume, open_volume
+from fastseg.errors import InputError
+from fastseg.train.config import AnnotatedConfig, Config, DataConfig, RegionConfig, VolumeConfig
+
+
+def open_training(config: Config) -> list[AnnotatedVolume]:
+    """The training volumes, cropped to their regions; InputError unless they agree in channels."""
+    volumes = [open_annotated(entry, config.data) for entry in config.data.train]
+    for entry in config.data.train:
+        if entry.labels is None:
+            raise InputError(f"training volume {entry.raw} needs labels")
+    first = volumes[0].raw
+    for volume in volumes[1:]:
+        if volume.raw.channels != first.channels:
+            raise InputError(
+                f"training volumes must agree in channels: {first.name} has {first.channels}, "
+                f"{volume.raw.name} has {volume.raw.channels}"
+            )
+    return volumes
+
+
+def open_annotated(entry: VolumeConfig, data: DataConfig) -> AnnotatedVolume:
+    """One entry of data.train or data.test, cropped to its region."""
+    raw = _open(entry.raw, data, entry.axes)
+    labels = _open(entry.labels, data) if entry.labels else None
+    mask = _open(entry.mask, data) if entry.mask else None
+    for what, volume in (("labels", labels), ("mask", mask)):
+        if volume is not None and volume.shape != raw.shape:
+            raise InputError(
+                f"{what} {volume.name} must have the shape of raw {raw.name}, {raw.shape} (z, y, x), "
+                f"got {volume.shape}"
+            )
+    raw = _crop(raw, entry.region)
+    return AnnotatedVolume(
+        raw,
+        _crop(labels, entry.region) if labels else None,
+        _crop(mask, entry.region) if mask else None,
+        _annotation(entry.annotated, raw),
+        tuple(data.classes) if data.classes else None,
+        data.ignore_label,
+    )
+
+
+def _open(path: str, data: DataConfig, axes: str | None = None) -> Volume:
+    return open_volume(os.path.join(data.root or ".", os.path.expanduser(path)), axes)
+
+
+def _crop(volume: Volume, region: RegionConfig) -> Volume:
+    ranges = [
+        limits or (0, size) for limits, size in zip((region.z, region.y, region.x), volume.shape, strict=True)
+    ]
+    return volume.crop([r[0] for r in ranges], [r[1] for r in ranges])
+
+
+def _annotation(annotated: AnnotatedConfig | None, raw: Volume) -> Annotation:
+    if annotated is None:
+        return Annotation()
+    axis = "zyx".index(annotated.axis)
+    if annotated.slices is not None:
+        return Annotation(axis, tuple(sorted(set(annotated.slices))))
+    low, high = raw.origin[axis], raw.origin[axis] + raw.shape[axis]
+    assert annotated.every is not None
+    return Annotation(axis, tuple(range(low, high, annotated.every)))

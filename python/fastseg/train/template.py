@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The commented configuration that ``fastseg init`` writes; a test holds it against the schema."""
+
+from __future__ import annotations
+
+import os
+
+from fastseg.errors import InputError
+from fastseg.train.checkpoint import write_atomically
+
+TEMPLATE = """\
+# A run of fastseg. Every key can be overridden on the command line: fastseg train FILE train.steps=100
+method: supervised          # a U-Net on the annotated voxels
+output: runs/first          # checkpoints, log, predictions and figures go here
+seed: 0
+
+data:
+  # root: .                 # folder of the paths below; default: this file's own
+  train:                    # one entry per volume
+    - raw: brain.h5:/raw    # HDF5 file.h5:/dataset, stack.tif, "slices/*.png", a folder, array.npy
+      labels: brain.h5:/labels   # 0 is background
+      # mask: brain.h5:/mask     # per voxel 0 ignored, 1 labelled, 2 pseudo-labelled
+      # axes: czyx               # where they are not yx, zyx or czyx
+      region: {z: [0, 96]}       # the part to use, [first, last) in voxels; leave out for all
+      annotated: {axis: z, every: 8}   # or slices: [0, 8, 16]; leave out if every voxel is labelled
+  test:                     # for fastseg predict and fastseg evaluate
+    - raw: brain.h5:/raw
+      labels: brain.h5:/labels
+      region: {z: [100, 128]}
+  patch: [16, 96, 96]       # z, y, x for a 3D network; [256, 256] makes it a 2D one
+  classes: null             # null: label != 0; or ids, as in [1, 2], for one channel each
+  ignore_label: null        # a label that says nothing, as in 255
+  normalize: zscore         # per volume; or range (integers to 0..1), none
+  sampling: {uniform: 0.1, labelled: 0.45, foreground: 0.45}   # shares of patch positions
+  threads: 2                # readers
+
+network:
+  width: 16                 # channels of the first convolution, doubled by each level
+  pooling: [2, 2, 2]        # a stride per level; [[1, 2, 2], 2, 2] keeps z at first, for thick slices
+  norm: instance            # or batch, none
+
+loss:
+  normalize: voxels         # or weight, terms: see docs/ops/masked_bce.md
+  pseudo_weight: 0.25       # of voxels with mask code 2
+  pos_weight: null          # a factor on foreground, one per class, as in [2.0]
+
+train:
+  steps: 2000
+  batch: 2
+  learning_rate: 1.0e-3     # the peak of a one-cycle schedule
+  warmup: 0.2               # share of the steps before the peak
+  weight_decay: 1.0e-4
+  clip_norm: 1.0            # of the gradient; null for none
+  precision: auto           # bf16 where the device is fast at it, or fp32
+  device: auto              # or cpu, cuda, cuda:1
+  checkpoint_every: 500
+  augment:
+    symmetry: plane         # flips and right angles in y, x; volume: in all axes; none
+    contrast: 0.1
+    brightness: 0.1
+    noise: 0.0
+
+predict:
+  overlap: 0.5              # share of the window shared with the next
+  threshold: 0.5
+  batch: 2
+  block_voxels: 33554432    # voxels in memory at a time
+  probability: true         # keep /probability beside /segmentation
+"""
+
+
+def write_template(path: str) -> None:
+    """Write the template to a new file; InputError if there is one already."""
+    if os.path.exists(path):
+        raise InputError(f"{path} exists already: name another file")
+    write_atomically(path, TEMPLATE.encode())
