@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Pictures and tables of a segmentation, for a person to judge."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+
+import numpy as np
+
+from fastseg.data.annotations import AnnotatedVolume
+from fastseg.data.volumes import Volume
+from fastseg.metrics import Confusion
+from fastseg.train.checkpoint import write_atomically
+
+_TRUTH_COLOUR = (0.1, 0.9, 0.3)
+_PREDICTION_COLOUR = (1.0, 0.55, 0.0)
+
+
+def write_metrics(path: str, results: Mapping[str, Confusion]) -> None:
+    """JSON of all scores and counts, one entry per volume (and class)."""
+    content = {name: confusion.as_dict() for name, confusion in results.items()}
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def metrics_table(results: Mapping[str, Confusion]) -> str:
+    """The scores as text, the confusion matrix in voxels beside them."""
+    names = [*results]
+    width = max(len("volume"), *(len(name) for name in names))
+    head = f"{'volume':<{width}}    Dice     IoU  precision  recall" + "".join(
+        f"  {count:>12}" for count in ("TP", "FP", "FN", "TN")
+    )
+    rows = [
+        f"{name:<{width}}  {c.dice:.4f}  {c.iou:.4f}     {c.precision:.4f}  {c.recall:.4f}"
+        f"  {c.true_positive:>12,}  {c.false_positive:>12,}  {c.false_negative:>12,}  {c.true_negative:>12,}"
+        for name, c in results.items()
+    ]
+    return "\n".join([head, *rows])
+
+
+def draw_comparison(path: str, truth: AnnotatedVolume, prediction: Volume, title: str) -> None:
+    """A PNG of raw, truth and prediction in the xy plane and, for volumes, the xz plane with most foreground.
+
+    The first class is drawn; contours over the raw data, green truth and orange prediction. The xz plane is
+    stretched to the true proportions where the voxel size is known.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    depth, height, width = truth.shape
+    axes = [0] if depth < 4 else [0, 1]
+    voxel = truth.raw.voxel_size or (1.0, 1.0, 1.0)
+    ratios = [height / width] + [depth * voxel[0] / (width * voxel[2])] * (len(axes) - 1)
+    ratios = [max(ratio, 0.25) for ratio in ratios]
+    figure = Figure(figsize=(12, 4.2 * sum(ratios) + 0.4 * len(axes) + 0.5), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(axes), 3, squeeze=False, gridspec_kw={"height_ratios": ratios})
+    for row, axis in zip(panels, axes, strict=True):
+        position = _fullest_plane(truth, prediction, axis)
+        start, stop = [0, 0, 0], list(truth.shape)
+        start[axis], stop[axis] = position, position + 1
+        image = _for_display(truth.raw.read(start, stop).take(0, axis + 1))
+        target = truth.read_target(start, stop)[0][0].take(0, axis)
+        segmented = prediction.read(start, stop)[0].take(0, axis)
+        aspect = 1.0 if axis == 0 else voxel[0] / voxel[2]
+        plane = f"{'xy' if axis == 0 else 'xz'} at {'zy'[axis]} = {position + truth.raw.origin[axis]}"
+        for panel, name, overlay in zip(
+            row, ("raw", "truth", "prediction"), (None, target, segmented), strict=True
+        ):
+            panel.imshow(image, cmap="gray", aspect=aspect, interpolation="nearest")
+            if overlay is not None and overlay.any():
+                colour = _TRUTH_COLOUR if name == "truth" else _PREDICTION_COLOUR
+                tint = np.zeros((*overlay.shape, 4))
+                tint[overlay != 0] = (*colour, 0.35)
+                panel.imshow(tint, aspect=aspect, interpolation="nearest")
+                panel.contour(overlay, levels=[0.5], colors=[colour], linewidths=1.0)
+            panel.set_title(f"{name}, {plane}", fontsize=10)
+            panel.set_xticks([])
+            panel.set_yticks([])
+    figure.suptitle(title, fontsize=12)
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    partial = path + ".partial"
+    figure.savefig(partial, format="png")
+    os.replace(partial, path)
+
+
+def _fullest_plane(truth: AnnotatedVolume, prediction: Volume, axis: int) -> int:
+    """The plane with most true foreground, or most predicted where there is no truth."""
+    for use_truth in (True, False):
+        counts = np.zeros(truth.shape[axis], np.int64)
+        for start, stop in prediction.blocks():
+            box = truth.read_target(start, stop)[0][0] if use_truth else prediction.read(start, stop)[0]
+            others = tuple(a for a in range(3) if a != axis)
+            counts[start[axis] : stop[axis]] += np.count_nonzero(box, axis=others)
+        if counts.any():
+            return int(counts.argmax())
+    return truth.shape[axis] // 2
+
+
+def _for_display(image: np.ndarray) -> np.ndarray:
+    """(C, h, w) of any dtype to grey (h, w) or RGB (h, w, 3) in [0, 1] between the 0.5th and 99.5th percentile."""
+    low, high = np.percentile(image, (0.5, 99.5))
+    scaled = np.clip((image.astype(np.float32) - low) / max(high - low, 1e-6), 0, 1)
+    return np.moveaxis(scaled, 0, -1) if len(scaled) == 3 else scaled[0]
