@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The command line: fastseg init | check | train | predict | evaluate | info | demo.
+
+What a user can mend is printed in one line and ends with exit code 2; anything else is our bug and shows its
+trace. Commands import what they need themselves, so that --help stays fast.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Optional
+
+import typer
+
+from fastseg.errors import InputError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Segment microscopy images and volumes from few labels.",
+)
+
+ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="The YAML file of the run.")]
+Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer reads the annotation at run time on Python 3.10
+    typer.Argument(metavar="[KEY=VALUE]...", help="Dotted overrides, as in train.steps=100."),
+]
+RunPath = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run, its config's output.")]
+
+
+@app.command()
+def init(path: Annotated[str, typer.Argument(help="The file to write.")] = "fastseg.yaml") -> None:
+    """Write a commented configuration to start from."""
+    from fastseg.train.template import write_template
+
+    write_template(path)
+    print(f"wrote {path}: set data, then try fastseg check {path}")
+
+
+@app.command()
+def check(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Read the configuration and all data it names, and say what a run would use."""
+    from fastseg.commands.check import check_run
+
+    for line in check_run(_load(config, overrides)):
+        print(line)
+
+
+@app.command()
+def train(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+) -> None:
+    """Train; checkpoints, log and curves go to the config's output folder."""
+    from fastseg.methods.supervised import train as run_training
+
+    run = run_training(_load(config, overrides), resume=resume)
+    print(f"trained: fastseg predict {run.path}, then fastseg evaluate {run.path}")
+
+
+@app.command()
+def predict(
+    run: RunPath,
+    raw: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="A volume to segment instead of the run's test volumes."),
+    ] = None,
+    output: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="The HDF5 file to write, with --raw."),
+    ] = None,
+    axes: Annotated[Optional[str], typer.Option(help="The axes of --raw, as in czyx.")] = None,  # noqa: UP045
+    overrides: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Another predict.* value, as in predict.overlap=0.25."
+        ),
+    ] = None,
+) -> None:
+    """Segment volumes with the newest checkpoint of a run, from file to file."""
+    from fastseg.commands.infer import predict_run
+
+    for path in predict_run(run, raw=raw, output=output, axes=axes, overrides=overrides or []):
+        print(f"wrote {path}")
+
+
+@app.command()
+def evaluate(run: RunPath) -> None:
+    """Compare the predictions of a run with the labels of its test volumes."""
+    from fastseg.commands.infer import evaluate_run
+    from fastseg.report import metrics_table
+
+    results, files = evaluate_run(run)
+    print(metrics_table(results))
+    for path in files:
+        print(f"wrote {path}")
+
+
+@app.command()
+def info() -> None:
+    """Versions, devices, and which kernels this build has."""
+    from fastseg.commands.info import describe_installation
+
+    for line in describe_installation():
+        print(line)
+
+
+@app.command()
+def demo(
+    output: Annotated[str, typer.Argument(help="The folder to write.")] = "fastseg_demo",
+    seed: Annotated[int, typer.Option(help="Seed of the phantoms and of the training.")] = 0,
+) -> None:
+    """Make a phantom with a few annotated slices, train on it, and segment and score another one."""
+    from fastseg.commands.demo import run_demo
+    from fastseg.report import metrics_table
+
+    results, files = run_demo(output, seed)
+    print(metrics_table(results))
+    for path in files:
+        print(f"wrote {path}")
+
+
+def _load(config: str, overrides: list[str] | None):
+    from fastseg.train.config import load_config
+
+    return load_config(config, overrides or [])
+
+
+def main() -> None:
+    try:
+        app()
+    except InputError as error:
+        print(f"fastseg: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("fastseg: interrupted; checkpoints written so far are whole", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
