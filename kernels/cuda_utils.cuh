@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// What the CUDA kernels share: launching, 16-byte loads and stores, conversions, sums over a block. With
+// FASTSEG_CUDA_EMULATION the same kernels are compiled for the CPU, against a stand-in for cuda_runtime.h.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <tuple>
+#include <type_traits>
+
+namespace fastseg {
+
+// In place of <<<>>>, which only nvcc parses. Arguments are converted to the kernel's parameter types.
+template <class... P, class... A>
+cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                   A... args) {
+#if defined(FASTSEG_CUDA_EMULATION)
+  return cuda_emulation::launch(kernel, grid, block, shared_bytes, stream, args...);
+#else
+  std::tuple<P...> values(static_cast<P>(args)...);
+  return std::apply(
+      [&](P&... value) {
+        void* pointers[] = {&value...};
+        return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block, pointers, shared_bytes,
+                                stream);
+      },
+      values);
+#endif
+}
+
+// How many blocks to start for kernels that stride over their work: `waves` per multiprocessor.
+inline cudaError_t resident_blocks(int waves, int* blocks) {
+#if defined(FASTSEG_CUDA_EMULATION)
+  *blocks = 3;
+  return cudaSuccess;
+#else
+  int device = 0, processors = 0;
+  cudaError_t status = cudaGetDevice(&device);
+  if (status != cudaSuccess) return status;
+  status = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  *blocks = processors * waves;
+  return status;
+#endif
+}
+
+// Consecutive elements that move in one access of at most 16 bytes each.
+template <class T, int kCount>
+struct alignas(sizeof(T) * kCount < 16 ? sizeof(T) * kCount : 16) Lanes {
+  T value[kCount];
+};
+
+inline bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+template <class Real>
+__device__ __forceinline__ Real to_real(float value) {
+  return Real(value);
+}
+template <class Real>
+__device__ __forceinline__ Real to_real(double value) {
+  return Real(value);
+}
+template <class Real>
+__device__ __forceinline__ Real to_real(__nv_bfloat16 value) {
+  return Real(__bfloat162float(value));
+}
+template <class Real>
+__device__ __forceinline__ Real to_real(__half value) {
+  return Real(__half2float(value));
+}
+
+template <class T, class Real>
+__device__ __forceinline__ T from_real(Real value) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    return __float2bfloat16(float(value));
+  } else if constexpr (std::is_same_v<T, __half>) {
+    return __float2half(float(value));
+  } else {
+    return T(value);
+  }
+}
+
+// The sums of several values over the block, valid in thread 0. Always in the same order, so repeatable.
+template <int kThreads, int kValues>
+__device__ void block_sum(double (&values)[kValues]) {
+  __shared__ double of_warp[kValues][kThreads / 32];
+  for (int i = 0; i < kValues; ++i) {
+    for (int offset = 16; offset > 0; offset /= 2) {
+      values[i] += __shfl_xor_sync(0xffffffffu, values[i], offset);
+    }
+    if (threadIdx.x % 32 == 0) of_warp[i][threadIdx.x / 32] = values[i];
+  }
+  __syncthreads();  // every warp's sums are in
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kValues; ++i) {
+      values[i] = 0;
+      for (int warp = 0; warp < kThreads / 32; ++warp) values[i] += of_warp[i][warp];
+    }
+  }
+}
+
+}  // namespace fastseg
