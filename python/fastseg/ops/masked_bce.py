@@ -241,7 +241,7 @@ def _save(ctx, inputs, output):
     logits, target, mask, weight, pos_weight, ctx.pseudo_weight = inputs[:6]
     scale = None
     if isinstance(output, tuple):
-        loss, stats = output
+        _, stats = output
         ctx.mark_non_differentiable(stats)
         ctx.set_materialize_grads(False)
         scale = stats

@@ -37,8 +37,8 @@ def masked_bce_reference(
     pseudo_weight: float,
     normalize: str,
 ) -> tuple[Tensor, Tensor]:
-    """The reduced loss ("sum" too is a `normalize`), and the float64 stats (8,) of the fused op: for each
-    source, labelled and pseudo, the loss sum, the weight sum, the voxel count, and the factor of the loss sum.
+    """The reduced loss ("sum" too is a `normalize`), and the float64 stats (8,) of the fused op: for
+    each source, labelled and pseudo, the loss sum, weight sum, voxel count, and factor of the loss sum.
     """
     sums, weights, counts = [], [], []
     for source in _sources(mask, logits):
