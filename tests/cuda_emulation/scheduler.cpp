@@ -28,6 +28,8 @@ unsigned random_below(unsigned bound) {  // xorshift64*
   return static_cast<unsigned>(((machine.random * 0x2545F4914F6CDD1Dull >> 32) * bound) >> 32);
 }
 
+bool same_text(const char* m, const char* n) { return m == n || std::strcmp(m, n) == 0; }
+
 // libc's own: ASan's wrapper would wipe the marks of the whole target stack at each switch.
 void swap_context(ucontext_t* from, ucontext_t* to) {
   using Swap = int (*)(ucontext_t*, const ucontext_t*);
@@ -136,7 +138,7 @@ int block_barrier(const char* name, int predicate, Site site) {
     int predicates = 0;
     for (unsigned i = 0; i < machine.threads_in_block; ++i) {
       const Thread& other = machine.threads[i];
-      if (other.site.line != site.line || std::strcmp(other.site.file, site.file) != 0)
+      if (other.site.line != site.line || !same_text(other.site.file, site.file))
         report("divergent barrier", "the threads of the block wait at different barriers%s",
                positions().c_str());
       predicates += static_cast<int>(other.value);
@@ -167,8 +169,7 @@ Lanes warp_exchange(const char* name, unsigned mask, uint64_t value, bool orders
   unsigned missing = size == kWarpSize ? mask : mask & ((1u << size) - 1);
   for (unsigned lane = 0; lane < size; ++lane) {
     const Thread& other = machine.threads[first + lane];
-    if (other.state != State::kAtWarpOp || other.mask != mask || std::strcmp(other.operation, name) != 0)
-      continue;
+    if (other.state != State::kAtWarpOp || other.mask != mask || !same_text(other.operation, name)) continue;
     lanes.present |= 1u << lane;
     lanes.value[lane] = other.value;
   }

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The ops whose CUDA kernels run under the emulation: one line each in OPS, one adapter each beside this file."""
+
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..build import ROOT, build
+from ..emulator import Emulated
+from .masked_bce import MaskedBCE
+
+OPS = (MaskedBCE,)
+
+
+def build_all() -> dict[type, Emulated]:
+    return {op: Emulated(build(*(ROOT / source for source in op.sources))) for op in OPS}
+
+
+class EmulatedOps(TorchDispatchMode):
+    """While it is entered, torch.ops.fastseg on CPU tensors means the emulated CUDA kernels. So any test of an
+    op, by way of its public function and its autograd, can be run over them."""
+
+    def __init__(self, libraries: dict[type, Emulated], seed: int, misalignment: int = 0):
+        super().__init__()
+        self.ops = [op(library, seed, misalignment) for op, library in libraries.items()]
+        self.calls = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "fastseg":
+            name = function._schema.name.removeprefix("fastseg::")
+            for op in self.ops:
+                if hasattr(op, name):
+                    self.calls += 1
+                    return getattr(op, name)(*args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
