@@ -10,6 +10,10 @@
 namespace fastseg {
 namespace {
 
+// Resident blocks a multiprocessor must hold: as many as the registers allow without spilling.
+template <bool kWeighted>
+constexpr int kMinBlocks = kWeighted ? 2 : 3;
+
 // Sums in Real over a tile (32 elements a thread at most where accesses are aligned), in float64 beyond.
 template <class Real, bool kWeighted>
 struct SumBody {
@@ -48,7 +52,7 @@ __device__ __forceinline__ MaskedBceSums sum_over_block(double (&sums)[6]) {
 }
 
 template <class T, bool kWeighted>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMinBlocks<kWeighted>)
     sum_kernel(MaskedBceInputs in, Tiling tiling, MaskedBceSums* partials) {
   SumBody<RealOf<T>, kWeighted> body{};
   visit_all<T, kWeighted>(in, tiling, body);
@@ -99,7 +103,8 @@ struct MapBody {
 };
 
 template <class T, bool kWeighted>
-__global__ void __launch_bounds__(kThreads) map_kernel(MaskedBceInputs in, Tiling tiling, T* loss_map) {
+__global__ void __launch_bounds__(kThreads, kMinBlocks<kWeighted>)
+    map_kernel(MaskedBceInputs in, Tiling tiling, T* loss_map) {
   // A weight of 0 takes the pseudo-labelled voxels out, whatever they hold.
   MapBody<T> body{loss_map, RealOf<T>(in.pseudo_weight), in.pseudo_weight != 0 ? 2 : -1};
   visit_all<T, kWeighted>(in, tiling, body);
@@ -131,7 +136,7 @@ struct GradientBody {
 };
 
 template <class T, bool kWeighted>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMinBlocks<kWeighted>)
     gradient_kernel(MaskedBceInputs in, Tiling tiling, MaskedBceUpstream upstream, T* grad_logits) {
   using Real = RealOf<T>;
   const double scale[2] = {upstream.scale ? upstream.scale[0] : 1.0,

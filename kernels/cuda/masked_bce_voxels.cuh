@@ -93,7 +93,7 @@ struct Voxels {
   Lanes<uint8_t, kCount> source;
 };
 
-// kWeighted: whether there is a weight map. Without one the kernels need a quarter fewer registers.
+// kWeighted: whether there is a weight map. Without one the kernels need fewer registers.
 template <class T, bool kWeighted, int kCount, class Body>
 __device__ __forceinline__ void visit(const MaskedBceInputs& in, const Tiling& tiling, int64_t element,
                                       int64_t shared, int64_t channel, Body& body) {
