@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The extension module fastseg._C. Importing it registers the ops with torch; it says how it was built.
 #include <pybind11/pybind11.h>
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/version.h>
+
+#include <mutex>
+#include <set>
+#include <thread>
 
 namespace py = pybind11;
 
@@ -35,4 +40,16 @@ PYBIND11_MODULE(_C, module) {
         return info;
       },
       "How this extension was built: compiler, torch, CUDA, and the devices each op has a kernel for.");
+  module.def(
+      "count_threads",
+      [] {
+        std::mutex mutex;
+        std::set<std::thread::id> threads;
+        torch::stable::parallel_for(0, 1024, 1, [&](int64_t, int64_t) {
+          const std::lock_guard<std::mutex> lock(mutex);
+          threads.insert(std::this_thread::get_id());
+        });
+        return threads.size();
+      },
+      "On how many threads a loop of the CPU kernels runs: torch.get_num_threads(), unless OpenMP is missing.");
 }

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""How far an op may be from the float64 truth: twice the error of torch in the same dtype, and a little.
+
+The little is EPS_FACTOR units of rounding, relative to the largest value of the result.
+"""
+
+import torch
+from torch import Tensor
+
+EPS_FACTOR = {
+    "masked_bce": 4,
+}
+
+# When there is no torch computation to compare with: relative and absolute error.
+EXACT = {torch.float64: (1e-12, 1e-14), torch.float32: (1e-6, 1e-7)}
+
+
+def assert_close_to_truth(op: str, ours: Tensor, torchs: Tensor, truth: Tensor) -> None:
+    """`ours` is no further from the float64 `truth` than the rule above allows."""
+    assert ours.shape == truth.shape
+    if truth.numel() == 0:
+        return
+    truth = truth.double()
+    error = (ours.double() - truth).abs().max().item()
+    error_of_torch = (torchs.double() - truth).abs().max().item()
+    allowed = 2 * error_of_torch + EPS_FACTOR[op] * torch.finfo(ours.dtype).eps * truth.abs().max().item()
+    assert error <= allowed, (
+        f"{op}: error {error:.3g}, allowed {allowed:.3g} (torch's own {error_of_torch:.3g})"
+    )
