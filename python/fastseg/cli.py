@@ -111,12 +111,13 @@ def info() -> None:
 def demo(
     output: Annotated[str, typer.Argument(help="The folder to write.")] = "fastseg_demo",
     seed: Annotated[int, typer.Option(help="Seed of the phantoms and of the training.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier demo.")] = False,
 ) -> None:
     """Make a phantom with a few annotated slices, train on it, and segment and score another one."""
     from fastseg.commands.demo import run_demo
     from fastseg.report import metrics_table
 
-    results, files = run_demo(output, seed)
+    results, files = run_demo(output, seed, overwrite)
     print(metrics_table(results))
     for path in files:
         print(f"wrote {path}")

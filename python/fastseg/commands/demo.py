@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import numpy as np
 
@@ -41,10 +42,12 @@ train:
 """
 
 
-def run_demo(folder: str, seed: int) -> tuple[dict[str, Confusion], list[str]]:
+def run_demo(folder: str, seed: int, overwrite: bool = False) -> tuple[dict[str, Confusion], list[str]]:
     """Make, train, predict, evaluate; returns the scores and the files a person wants to open."""
-    if os.path.exists(os.path.join(folder, "run", "checkpoints")):
-        raise InputError(f"{folder} already holds a demo: remove it or name another folder")
+    if os.path.exists(os.path.join(folder, "demo.yaml")):
+        if not overwrite:
+            raise InputError(f"{folder} already holds a demo: add --overwrite or name another folder")
+        shutil.rmtree(os.path.join(folder, "run"), ignore_errors=True)
     phantoms = os.path.join(folder, "phantoms.h5")
     with Hdf5Output(phantoms) as output:
         for name, offset in (("train", 0), ("test", 1)):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
 import threading
@@ -44,20 +45,32 @@ class TiffSource(Source):
     def open(self) -> Any:
         import tifffile
 
+        # Of a truncated file tifffile logs what it cannot find and goes on with the pages that are left.
+        complaints = _Complaints()
+        logger = logging.getLogger("tifffile")
+        logger.addHandler(complaints)
+        propagate, logger.propagate = logger.propagate, False
         try:
             file = tifffile.TiffFile(self.path)
             if not file.series:
                 raise InputError(f"{self.path} holds no image")
         except (OSError, tifffile.TiffFileError, ValueError, IndexError) as error:
             raise InputError(f"{self.path} cannot be opened as TIFF: {reason(error)}") from error
+        finally:
+            logger.removeHandler(complaints)
+            logger.propagate = propagate
+        if complaints.messages:
+            raise InputError(f"{self.path} cannot be opened as TIFF: {complaints.messages[0]}")
         file.filehandle.set_lock(True)
         return file
 
     def read(self, slices: Slices) -> np.ndarray:
         try:
-            series = self.handle().series[0]
+            file = self.handle()
+            series = file.series[0]
             if self.mapped:
-                array = np.memmap(self.path, series.dtype, "r", series.dataoffset, self.shape)
+                stored = series.dtype.newbyteorder(file.byteorder)  # the series states the native order
+                array = np.memmap(self.path, stored, "r", series.dataoffset, self.shape)
                 return np.array(array[slices])
             leading, within = self.shape[: -self.page_axes], slices[-self.page_axes :]
             ranges = [range(*s.indices(n)) for s, n in zip(slices, leading, strict=False)]
@@ -72,6 +85,17 @@ class TiffSource(Source):
             raise InputError(
                 f"{self.path} cannot be read at {describe_box(slices)}: {reason(error)}"
             ) from error
+
+
+class _Complaints(logging.Handler):
+    """Collects the errors that a library logs."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(" ".join(record.getMessage().split()))
 
 
 def _tiff_voxel_size(file: Any) -> tuple[float, float, float] | None:

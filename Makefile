@@ -1,0 +1,62 @@
+# make demo | test | lint | format | bench | clean
+#
+# Everything lives in a virtual environment of the project's own. A torch >= 2.11 that PYTHON can import is
+# used there as it is; otherwise $(TORCH) is installed. For a build of torch of your own choice, install it
+# for PYTHON first, or name it:  make test TORCH=/path/to/torch.whl
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+DATA ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+SOURCES := CMakeLists.txt $(shell find csrc kernels -type f)
+CPP := $(shell git ls-files '*.cpp' '*.cu' '*.cuh' '*.h' 2>/dev/null)
+
+.PHONY: demo test lint format bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.built
+	$(BIN)/fastseg demo fastseg_demo --overwrite
+
+test: $(VENV)/.built
+	$(BIN)/python -m pytest $(if $(DATA),--data $(DATA)) $(ARGS)
+
+lint: $(VENV)/.built
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+format: $(VENV)/.built
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+bench: $(VENV)/.built
+	$(BIN)/python benchmarks/bench_masked_bce.py
+
+clean:
+	rm -rf $(VENV) build fastseg_demo
+
+# A .pth file lets the environment see the torch of PYTHON, be that a system's, a user's or another
+# environment's; packages of the environment's own come first.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "fastseg needs Python >= 3.10, $(PYTHON) is `$(PYTHON) --version 2>&1`; try make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "$(PYTHON) cannot make virtual environments: install python3-venv" >&2; exit 1; }
+	@site=`$(PYTHON) -c 'import os, torch; v = [int(p) for p in torch.__version__.split(".")[:2]]; print(os.path.dirname(os.path.dirname(torch.__file__)) if v >= [2, 11] else "")' 2>/dev/null`; \
+	if [ -n "$$site" ]; then \
+	  echo "using the torch in $$site"; \
+	  echo "$$site" > `$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'`/fastseg_torch_of_python.pth; \
+	fi
+	@touch $@
+
+$(VENV)/.depends: pyproject.toml | $(VENV)/.created
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install "$(TORCH)"
+	$(PIP) install 'scikit-build-core>=0.11' 'pybind11>=2.13' cmake ninja
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.depends $(SOURCES)
+	$(PIP) install --no-build-isolation -e '.[train,test,lint]'
+	@touch $@

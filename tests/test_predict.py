@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Tiled prediction: exact for an identity, independent of blocks, bounded in memory, whole or absent."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from fastseg.data.volumes import Volume, open_volume
+from fastseg.errors import InputError
+from fastseg.predict import Tiling, predict_blocks, predict_to_file
+
+
+def volume_of(array: np.ndarray, folder: str) -> Volume:
+    np.save(f"{folder}/v.npy", array)
+    return open_volume(f"{folder}/v.npy")
+
+
+def assemble(volume: Volume, network: object, tiling: Tiling, classes: int = 1) -> np.ndarray:
+    out = np.full((classes, *volume.shape), np.nan, np.float32)
+    for start, stop, values in predict_blocks(volume, network, tiling):
+        box = (slice(None), *(slice(a, b) for a, b in zip(start, stop, strict=True)))
+        assert np.isnan(out[box]).all(), "a block was given twice"
+        out[box] = values
+    return out
+
+
+def identity(raw: torch.Tensor) -> torch.Tensor:
+    return raw.float()
+
+
+axis = st.tuples(st.integers(1, 60), st.sampled_from([1, 2, 4, 7, 8, 16]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    z=axis, y=axis, x=axis, overlap=st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 0.9]), blocks=st.booleans()
+)
+@example(z=(31, 8), y=(53, 16), x=(47, 16), overlap=0.5, blocks=True)
+@example(z=(3, 8), y=(5, 16), x=(2, 16), overlap=0.5, blocks=False)  # smaller than the window
+def test_identity_network_returns_the_input_exactly(
+    z: tuple[int, int], y: tuple[int, int], x: tuple[int, int], overlap: float, blocks: bool
+) -> None:
+    shape, window = zip(z, y, x, strict=True)
+    values = np.random.default_rng(0).normal(0, 1e3, shape).astype("f4")
+    tiling = Tiling(window, overlap, block_voxels=1 << 15 if blocks else 1 << 25, batch=3)
+    with tempfile.TemporaryDirectory() as folder:
+        assert np.array_equal(assemble(volume_of(values, folder), identity, tiling)[0], values)
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
+def test_result_does_not_depend_on_the_blocks(tmp_path: Path, overlap: float) -> None:
+    """A network that answers differently by place in the window shows any error in blending."""
+    ramp = torch.linspace(0, 1, 16 * 16 * 16).reshape(1, 1, 16, 16, 16)
+    volume = volume_of(np.random.default_rng(0).normal(size=(70, 150, 140)).astype("f4"), str(tmp_path))
+
+    def network(raw: torch.Tensor) -> torch.Tensor:
+        return torch.cat((raw * ramp, raw + ramp), dim=1)
+
+    whole = assemble(volume, network, Tiling((16, 16, 16), overlap), classes=2)
+    blocks = assemble(
+        volume, network, Tiling((16, 16, 16), overlap, block_voxels=1 << 18, batch=5), classes=2
+    )
+    assert np.array_equal(whole, blocks)
+
+
+def test_blending_weights_fall_off_from_the_centre(tmp_path: Path) -> None:
+    """Two windows of 4 with stride 2 over 6 voxels, answering 0 and 1: weights 1 2 2 1, so 1/3 and 2/3 between."""
+    volume = volume_of(np.zeros((1, 1, 6), "f4"), str(tmp_path))
+    answers = iter([0.0, 1.0])
+    out = assemble(volume, lambda raw: torch.full_like(raw, next(answers)), Tiling((1, 1, 4), 0.5, batch=1))
+    np.testing.assert_allclose(out[0, 0, 0], [0, 0, 1 / 3, 2 / 3, 1, 1], rtol=1e-6)
+
+
+def test_file_holds_segmentation_and_probability(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    with h5py.File(tmp_path / "raw.h5", "w") as file:
+        file["raw"] = rng.random((20, 33, 41), "f4")
+        file["raw"].attrs["element_size_um"] = (2.0, 0.5, 0.5)
+    volume = open_volume(tmp_path / "raw.h5").crop((2, 0, 0), (20, 33, 41))
+    predict_to_file(volume, identity, f"{tmp_path}/out.h5", Tiling((8, 16, 16)), threshold=0.7)
+    with h5py.File(tmp_path / "out.h5") as file:
+        np.testing.assert_array_equal(file["segmentation"][:], volume[:][0] >= np.float32(0.7))
+        np.testing.assert_array_equal(file["probability"][:], volume[:][0].astype("f2"))
+        assert tuple(file["segmentation"].attrs["origin"]) == (2, 0, 0)
+    assert open_volume(f"{tmp_path}/out.h5:/segmentation").voxel_size == (2.0, 0.5, 0.5)
+
+    predict_to_file(
+        volume, lambda raw: torch.cat((raw, 1 - raw), 1), f"{tmp_path}/two.h5", Tiling((8, 16, 16))
+    )
+    two = open_volume(f"{tmp_path}/two.h5:/segmentation")
+    assert (two.channels, two.shape) == (2, (18, 33, 41))
+
+
+def test_nan_in_the_raw_data_leaves_no_file(tmp_path: Path) -> None:
+    array = np.zeros((40, 64, 64), "f4")
+    array[33, 5, 6] = np.nan
+    volume = volume_of(array, str(tmp_path))
+    with pytest.raises(InputError, match=r"v\.npy holds nan at \(z, y, x\) = \(33, 5, 6\)"):
+        predict_to_file(volume, identity, f"{tmp_path}/out.h5", Tiling((8, 16, 16), block_voxels=1 << 15))
+    assert [p.name for p in tmp_path.iterdir()] == ["v.npy"]
+
+
+_PEAK = """
+import sys
+import numpy as np, torch
+from fastseg.data import hdf5
+from fastseg.data.volumes import open_volume
+from fastseg.predict import Tiling, predict_to_file
+path, out = sys.argv[1:]
+hdf5._CACHE_BYTES = 1 << 20  # the chunk cache, 64 MiB at most, would grow with the smaller volume
+def status(key):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key))
+identity = lambda raw: raw.float() / 255
+predict_to_file(open_volume(path), identity, out, Tiling((16, 64, 64), 0.25, 1 << 19))
+print(status("VmHWM"))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_peak_memory_does_not_grow_with_the_volume(tmp_path: Path) -> None:
+    """Eight times the voxels, 67 MB of raw data against 8: the same peak."""
+    peaks = []
+    for size in (1, 2):
+        with h5py.File(tmp_path / "raw.h5", "w") as file:  # allocated, never written: zeros
+            file.create_dataset("raw", (32 * size, 512 * size, 512 * size), "u1", chunks=(16, 64, 64))
+        command = [sys.executable, "-c", _PEAK, f"{tmp_path}/raw.h5:/raw", f"{tmp_path}/out.h5"]
+        # Blocks come from mmap, so that glibc's fragmented arenas do not blur the picture.
+        environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        peaks.append(int(done.stdout) / 1024)
+    assert peaks[1] - peaks[0] < 8, f"peak resident memory in MB: {peaks}"
