@@ -42,7 +42,7 @@ OPTIONS = {
     "pos_weight": [False, True],
     "pseudo_weight": [0.3, 0.0, 1.0],
     "normalize": ["voxels", "weight", "terms"],
-    "misalignment": [0, 1],
+    "misaligned": [(), ("logits", "target", "mask", "weight", "grad", "loss_map", "grad_logits")],
 }
 
 
@@ -74,7 +74,8 @@ def all_pairs(options: dict[str, list]) -> list[dict]:
 
 
 def name_of(case: dict) -> str:
-    return "-".join(str(v).replace("torch.", "").replace(" ", "") for v in case.values())
+    texts = ("misaligned" if v and k == "misaligned" else str(v) for k, v in case.items())
+    return "-".join(text.replace("torch.", "").replace(" ", "") for text in texts)
 
 
 def tensors_of(case: dict, seed: int = 0) -> dict:
@@ -145,7 +146,7 @@ def test_agrees_with_the_reference_in_every_order(libraries, case):
         theirs = results(tensors, case, reduction, "reference")
         seen = []
         for seed in SEEDS:
-            with EmulatedOps(libraries, seed, case["misalignment"]) as mode:
+            with EmulatedOps(libraries, seed, case["misaligned"]) as mode:
                 ours = results(tensors, case, reduction, "fused")
             assert mode.calls == 2
             for mine, its, true in zip(ours, theirs, truth, strict=True):
@@ -153,6 +154,17 @@ def test_agrees_with_the_reference_in_every_order(libraries, case):
             seen.append(ours)
         for other in seen[1:]:  # the same bits in every order
             assert all(torch.equal(m, n) for m, n in zip(seen[0], other, strict=True))
+
+
+@pytest.mark.parametrize("name", ["target", "mask", "weight", "grad", "loss_map", "grad_logits"])
+def test_one_array_may_be_misaligned(libraries, name):
+    case = {key: values[0] for key, values in OPTIONS.items()}
+    case |= {"shape": (1, 2, 16), "mask": "per channel", "weight": ("per channel", torch.float32)}
+    for reduction in ("mean", "none"):
+        with EmulatedOps(libraries, 0, (name,)):
+            ours = results(tensors_of(case), case, reduction, "fused")
+        expected = results(tensors_of(case), case, reduction, "reference")
+        torch.testing.assert_close(ours, expected)
 
 
 def test_a_barrier_taken_out_is_noticed(tmp_path):

@@ -18,9 +18,9 @@ class EmulatedOps(TorchDispatchMode):
     """While it is entered, torch.ops.fastseg on CPU tensors means the emulated CUDA kernels. So any test of an
     op, by way of its public function and its autograd, can be run over them."""
 
-    def __init__(self, libraries: dict[type, Emulated], seed: int, misalignment: int = 0):
+    def __init__(self, libraries: dict[type, Emulated], seed: int, misaligned: tuple[str, ...] = ()):
         super().__init__()
-        self.ops = [op(library, seed, misalignment) for op, library in libraries.items()]
+        self.ops = [op(library, seed, misaligned) for op, library in libraries.items()]
         self.calls = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):

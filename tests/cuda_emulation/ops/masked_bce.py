@@ -13,7 +13,7 @@ def _loss_dtype(logits):
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
-def _prepare(logits, target, mask, weight, pos_weight, pseudo_weight, misalignment):
+def _prepare(logits, target, mask, weight, pos_weight, pseudo_weight):
     channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(
         logits.dim(), torch.contiguous_format
     )
@@ -29,7 +29,7 @@ def _prepare(logits, target, mask, weight, pos_weight, pseudo_weight, misalignme
         values = values.contiguous(
             memory_format=layout if full and values.dim() > 1 else torch.contiguous_format
         )
-        return Input(values.detach(), misalignment * values.element_size())
+        return Input(values.detach())
 
     return layout, {
         "logits": lay_out(logits),
@@ -54,15 +54,15 @@ def _empty_map(logits, layout):
 
 
 class MaskedBCE:
-    """``misalignment``: how many elements the arrays start behind a 16-byte boundary."""
+    """``misaligned``: names of arrays that start one element behind a 16-byte boundary."""
 
     sources = ("kernels/cuda/masked_bce.cu", "tests/cuda_emulation/ops/masked_bce.cpp")
 
-    def __init__(self, emulated: Emulated, seed: int = 0, misalignment: int = 0):
-        self.emulated, self.seed, self.misalignment = emulated, seed, misalignment
+    def __init__(self, emulated: Emulated, seed: int = 0, misaligned: tuple[str, ...] = ()):
+        self.emulated, self.seed, self.misaligned = emulated, seed, misaligned
 
     def masked_bce(self, logits, target, mask, weight, pos_weight, pseudo_weight, normalize):
-        _, inputs = _prepare(logits, target, mask, weight, pos_weight, pseudo_weight, self.misalignment)
+        _, inputs = _prepare(logits, target, mask, weight, pos_weight, pseudo_weight)
         loss = torch.full((), float("nan"), dtype=_loss_dtype(logits))
         stats = torch.full((8,), float("nan"), dtype=torch.float64)
         partials = torch.full((_MAX_BLOCKS, 6), float("nan"), dtype=torch.float64)
@@ -71,13 +71,13 @@ class MaskedBCE:
         return loss, stats
 
     def masked_bce_map(self, logits, target, mask, weight, pos_weight, pseudo_weight):
-        layout, inputs = _prepare(logits, target, mask, weight, pos_weight, pseudo_weight, self.misalignment)
+        layout, inputs = _prepare(logits, target, mask, weight, pos_weight, pseudo_weight)
         loss_map = _empty_map(logits, layout)
         self._call("loss_map", **inputs, loss_map=Output(loss_map))
         return loss_map
 
     def masked_bce_backward(self, grad, logits, target, mask, weight, pos_weight, scale, pseudo_weight):
-        layout, inputs = _prepare(logits, target, mask, weight, pos_weight, pseudo_weight, self.misalignment)
+        layout, inputs = _prepare(logits, target, mask, weight, pos_weight, pseudo_weight)
         is_map = grad.dim() > 0
         grad = grad.to(logits.dtype if is_map else _loss_dtype(logits))
         grad = grad.contiguous(memory_format=layout) if is_map else grad
@@ -91,5 +91,8 @@ class MaskedBCE:
         return grad_logits
 
     def _call(self, symbol, **arguments):
+        for name in self.misaligned:
+            if arguments.get(name) is not None:
+                arguments[name].misalignment = arguments[name].tensor.element_size()
         status = self.emulated.call(symbol, seed=self.seed, **arguments)
         assert status == 0, f"masked_bce {symbol}: cudaError {status}"
