@@ -38,12 +38,11 @@ struct Cell {
 struct Region {
   std::string name;
   uintptr_t begin, end;
-  int shift;  // log2 of the bytes per cell
   Kind kind;
-  bool dynamic;
-  size_t offset;  // of shared memory, in the TLS segment
-  char* allocation;
-  std::vector<Cell> cells;
+  int shift = 0;         // log2 of the bytes per cell
+  bool dynamic = false;  // shared memory whose size each launch sets
+  char* allocation = nullptr;
+  std::vector<Cell> cells{};
 };
 enum Mode { kLoad, kStore, kAtomic };
 
@@ -213,6 +212,16 @@ void before_atomic(const void* address, int size, void* caller) {
   check(target, size, kAtomic, caller);
 }
 
+cudaError_t host_fill(void* target, int value, size_t bytes) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(target);
+  if (bytes == 0) return cudaSuccess;
+  begin_launch();
+  begin_interval();
+  if (Region* region = find_region(address)) check_region(*region, address, bytes, kStore, nullptr);
+  std::memset(target, value, bytes);
+  return cudaSuccess;
+}
+
 }  // namespace cuda_emulation
 
 using namespace cuda_emulation;
@@ -226,15 +235,9 @@ void cuda_emulation_shared(const char* symbol, size_t offset, size_t bytes, size
   const std::unique_ptr<char, void (*)(void*)> name(abi::__cxa_demangle(symbol, nullptr, nullptr, &status),
                                                     std::free);
   const uintptr_t begin = reinterpret_cast<uintptr_t>(&tls_anchor) - anchor_offset + offset;
-  Region region{std::string("shared variable ") + (status == 0 ? name.get() : symbol),
-                begin,
-                begin + bytes,
-                0,
-                kShared,
-                dynamic != 0,
-                offset,
-                nullptr,
-                {}};
+  Region region{std::string("shared variable ") + (status == 0 ? name.get() : symbol), begin, begin + bytes,
+                kShared};
+  region.dynamic = dynamic != 0;
   if (!dynamic) region.cells.resize(bytes);
   regions.push_back(std::move(region));
 }
@@ -245,15 +248,9 @@ void* cuda_emulation_array(const char* name, size_t bytes, size_t misalignment, 
   const size_t total = 2 * kGuard + misalignment + bytes;
   if (posix_memalign(reinterpret_cast<void**>(&allocation), 256, total) != 0) return nullptr;
   const uintptr_t begin = reinterpret_cast<uintptr_t>(allocation) + kGuard + misalignment;
-  Region region{name,
-                begin,
-                begin + bytes,
-                __builtin_ctz(static_cast<unsigned>(itemsize)),
-                static_cast<Kind>(kind),
-                false,
-                0,
-                allocation,
-                {}};
+  Region region{name, begin, begin + bytes, static_cast<Kind>(kind),
+                __builtin_ctz(static_cast<unsigned>(itemsize))};
+  region.allocation = allocation;
   region.cells.resize(bytes / itemsize);
   regions.push_back(std::move(region));
   __asan_poison_memory_region(reinterpret_cast<char*>(begin + bytes), kGuard);

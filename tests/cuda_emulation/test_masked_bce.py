@@ -167,6 +167,17 @@ def test_one_array_may_be_misaligned(libraries, name):
         torch.testing.assert_close(ours, expected)
 
 
+def test_runs_without_a_cuda_toolkit():
+    library = builder.build(*(builder.ROOT / source for source in MaskedBCE.sources), plain_types=True)
+    case = {key: values[0] for key, values in OPTIONS.items()} | {"shape": (1, 2, 3, 37), "mask": "shared"}
+    with Emulated(library) as emulated:
+        for dtype in OPTIONS["dtype"]:
+            case["dtype"] = dtype
+            with EmulatedOps({MaskedBCE: emulated}, 0):
+                ours = results(tensors_of(case), case, "none", "fused")
+            torch.testing.assert_close(ours, results(tensors_of(case), case, "none", "reference"))
+
+
 def test_a_barrier_taken_out_is_noticed(tmp_path):
     shutil.copytree(builder.ROOT / "kernels", tmp_path / "kernels")
     broken = tmp_path / "kernels/cuda_utils.cuh"

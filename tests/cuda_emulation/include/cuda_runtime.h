@@ -77,6 +77,13 @@ inline To bit_cast(From from) {
 
 }  // namespace cuda_emulation
 
+// The few functions of the runtime that a launcher may need. Macros, since the toolkit's headers declare
+// them.
+#define cudaMemsetAsync(target, value, bytes, ...) (cuda_emulation::host_fill(target, value, bytes))
+#define cudaGetLastError() (cudaSuccess)
+#define cudaPeekAtLastError() (cudaSuccess)
+#define cudaFuncSetAttribute(kernel, attribute, value) (cudaSuccess)
+
 // Loads and stores with a cache hint are plain ones here, and are checked like any other.
 #define FASTSEG_EMULATE_LOAD(name) \
   template <class T>               \

@@ -97,6 +97,12 @@ __global__ void signed_overflow(const float* values, float* out) {
   const int big = 0x7fffffff - 32 + static_cast<int>(threadIdx.x);
   out[threadIdx.x] = values[threadIdx.x] + static_cast<float>(big + 1);
 }
+// The last block to finish adds what the others wrote, but they did not fence it.
+__global__ void missing_fence(const float* values, float* out) {
+  if (threadIdx.x > 0) return;
+  out[blockIdx.x] = values[blockIdx.x];
+  if (atomicAdd(reinterpret_cast<unsigned*>(out + 63), 1u) == 1) out[2] = out[0] + out[1];
+}
 __global__ void never_ends(const float* values, float* out) {
   while (values[threadIdx.x] > -1e30f) out[threadIdx.x] = 1;
 }
@@ -128,3 +134,7 @@ ENTRY(writes_input, 1, 0)
 ENTRY(local_array_past_end, 1, 0)
 ENTRY(signed_overflow, 1, 0)
 ENTRY(never_ends, 1, 0)
+extern "C" int run_missing_fence(float* values, float* out) {
+  cudaMemsetAsync(out + 63, 0, sizeof(unsigned), nullptr);
+  return cuda_emulation::launch(missing_fence, dim3(2), dim3(64), 0, nullptr, values, out);
+}

@@ -162,6 +162,7 @@ extern "C" int sum_bf16(const void* values, float* partials, float* total, int64
 }
 extern "C" int sum_float(const float* values, float* partials, unsigned* ticket, float* total, int64_t n,
                          int64_t blocks) {
+  cudaMemsetAsync(ticket, 0, sizeof(unsigned), nullptr);
   return launch(sum_last_block, dim3(blocks), dim3(kThreads), 0, nullptr, values, partials, ticket, total, n);
 }
 extern "C" int transpose_half(const void* in, void* out, int64_t height, int64_t width) {

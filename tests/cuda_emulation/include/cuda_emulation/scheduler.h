@@ -45,6 +45,7 @@ void memory_fence();
 void before_atomic(const void* address, int size, void* caller);
 
 cudaError_t run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread_body);
+cudaError_t host_fill(void* target, int value, size_t bytes);
 
 // Says what is wrong, in which thread, and ends the process.
 [[noreturn]] void report(const char* kind, const char* format, ...) __attribute__((format(printf, 2, 3)));
