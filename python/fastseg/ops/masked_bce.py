@@ -76,7 +76,8 @@ def masked_weighted_bce(
     Numerics:
         float32 arithmetic (float64 for float64 logits), summed in float32 over at most 1024 voxels and in
         float64 beyond. Bit-repeatable, and on the CPU the same for any number of threads. Twice
-        differentiable only with impl="reference".
+        differentiable only with impl="reference". torch.compile takes it into one graph and recompiles for
+        every new pseudo_weight: keep a loss whose pseudo_weight is ramped out of the compiled part.
 
     Cost:
         bfloat16 logits with uint8 target and mask: 4 bytes read per voxel forward; 4 read and 2 written
