@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """masked_bce's CUDA kernels under the emulation, with the signatures of the ops; does what csrc/masked_bce.cpp does."""
 
+from collections.abc import Container
+
 import torch
 
 from ..emulator import Emulated, Input, Output
@@ -58,7 +60,7 @@ class MaskedBCE:
 
     sources = ("kernels/cuda/masked_bce.cu", "tests/cuda_emulation/ops/masked_bce.cpp")
 
-    def __init__(self, emulated: Emulated, seed: int = 0, misaligned: tuple[str, ...] = ()):
+    def __init__(self, emulated: Emulated, seed: int = 0, misaligned: Container[str] = ()):
         self.emulated, self.seed, self.misaligned = emulated, seed, misaligned
 
     def masked_bce(self, logits, target, mask, weight, pos_weight, pseudo_weight, normalize):
@@ -91,8 +93,8 @@ class MaskedBCE:
         return grad_logits
 
     def _call(self, symbol, **arguments):
-        for name in self.misaligned:
-            if arguments.get(name) is not None:
-                arguments[name].misalignment = arguments[name].tensor.element_size()
+        for name, array in arguments.items():
+            if isinstance(array, Input) and name in self.misaligned:
+                array.misalignment = array.tensor.element_size()
         status = self.emulated.call(symbol, seed=self.seed, **arguments)
         assert status == 0, f"masked_bce {symbol}: cudaError {status}"
