@@ -115,6 +115,7 @@ def predict_to_file(
                 array = arrays[name].cpu().numpy()
                 array = array.astype(np.uint8) if name == "segmentation" else array
                 dataset[(slice(None), *box) if classes > 1 else box] = array if classes > 1 else array[0]  # type: ignore[index]
+            output.check()
             done += int(np.prod([b - a for a, b in zip(start, stop, strict=True)]))
             if not quiet and sys.stderr.isatty():
                 print(f"\rpredict {volume.name}: {100 * done // voxels} %", end="", file=sys.stderr)

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The command line from end to end, and its refusals: one line, exit code 2, nothing half written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+import tifffile
+
+from fastseg.data.volumes import open_volume
+from tests.project import fastseg, fastseg_on_small_disk, make_project
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a project whose run is trained."""
+    config = make_project(tmp_path_factory.mktemp("project"))
+    done = fastseg("train", config)
+    assert done.returncode == 0, done.stderr
+    assert "annotated 4 slices along z" in done.stdout
+    return config.parent
+
+
+def test_train_predict_evaluate(trained: Path) -> None:
+    early = fastseg("evaluate", trained / "run")
+    assert early.returncode == 2
+    assert "test_0.h5 does not exist: run fastseg predict" in early.stderr
+
+    assert fastseg("predict", trained / "run").returncode == 0
+    evaluated = fastseg("evaluate", trained / "run")
+    assert evaluated.returncode == 0, evaluated.stderr
+    scores = json.loads((trained / "run/evaluation.json").read_text())["0: raw"]
+    with h5py.File(trained / "run/predictions/test_0.h5") as out, h5py.File(trained / "phantoms.h5") as given:
+        segmented, truth = out["segmentation"][:] > 0, given["somata"][12:24] > 0
+    assert scores["true_positive"] == np.count_nonzero(segmented & truth)
+    assert scores["false_positive"] == np.count_nonzero(segmented & ~truth)
+    assert scores["false_negative"] == np.count_nonzero(~segmented & truth)
+    assert scores["true_negative"] == np.count_nonzero(~segmented & ~truth)
+    dice = 2 * (segmented & truth).sum() / max(segmented.sum() + truth.sum(), 1)
+    assert scores["dice"] == pytest.approx(dice)
+    assert f"{dice:.4f}" in evaluated.stdout
+    assert imageio.imread(trained / "run/figures/test_0.png").std() > 10
+
+
+def test_predict_another_volume(trained: Path) -> None:
+    raw = open_volume(f"{trained}/phantoms.h5:/raw")[:][0]
+    tifffile.imwrite(trained / "other.tif", raw[:9, :50, :41])  # nine slices: no multiple of the window
+    done = fastseg(
+        "predict", trained / "run", "--raw", trained / "other.tif", "--output", trained / "other.h5"
+    )
+    assert done.returncode == 0, done.stderr
+    assert open_volume(f"{trained}/other.h5:/segmentation").shape == (9, 50, 41)
+
+
+def test_prediction_does_not_depend_on_the_blocks(trained: Path) -> None:
+    outputs = []
+    for name, options in (("whole", []), ("blocks", ["--set", "predict.block_voxels=32768"])):
+        path = trained / f"{name}.h5"
+        raw = f"{trained}/phantoms.h5:/raw"
+        done = fastseg("predict", trained / "run", "--raw", raw, "--output", path, *options)
+        assert done.returncode == 0, done.stderr
+        outputs.append(open_volume(f"{path}:/probability")[:])
+    assert np.allclose(*outputs, atol=2e-3)  # bfloat16 convolutions depend on the windows beside them
+
+
+def test_2d_network_on_a_folder_of_images(tmp_path: Path) -> None:
+    config = make_project(tmp_path)
+    with h5py.File(tmp_path / "phantoms.h5") as file:
+        for z in range(6):
+            imageio.imwrite(tmp_path / f"raw_{z}.png", file["raw"][z])
+            imageio.imwrite(tmp_path / f"truth_{z}.png", (255 * (file["somata"][z] > 0)).astype("u1"))
+    overrides = [
+        "data.train=[{raw: 'raw_?.png', labels: 'truth_?.png'}]",
+        "data.test=[{raw: 'raw_?.png', labels: 'truth_?.png'}]",
+        "data.patch=[32, 32]",
+        "network.pooling=[2, 2]",
+        "train.steps=10",
+    ]
+    for arguments in (["check", config, *overrides], ["train", config, *overrides]):
+        done = fastseg(*arguments)
+        assert done.returncode == 0, done.stderr
+    for name in ("predict", "evaluate"):
+        done = fastseg(name, tmp_path / "run")
+        assert done.returncode == 0, done.stderr
+    assert open_volume(f"{tmp_path}/run/predictions/test_0.h5:/segmentation").shape == (6, 64, 64)
+
+
+def test_two_classes_with_an_ignored_label(tmp_path: Path) -> None:
+    config = make_project(tmp_path)
+    with h5py.File(tmp_path / "phantoms.h5", "r+") as file:
+        labels = file["somata"][:]
+        file["classes"] = np.where(labels % 5 == 4, 255, labels % 3).astype("u1")
+    classes = ["data.train.0.labels=phantoms.h5:/classes", "data.test.0.labels=phantoms.h5:/classes"]
+    overrides = [
+        *classes,
+        "data.classes=[1, 2]",
+        "data.ignore_label=255",
+        "train.steps=10",
+        "loss.pos_weight=[2, 3]",
+    ]
+    done = fastseg("train", config, *overrides)
+    assert done.returncode == 0, done.stderr
+    assert fastseg("predict", tmp_path / "run").returncode == 0
+    assert fastseg("evaluate", tmp_path / "run").returncode == 0
+    scores = json.loads((tmp_path / "run/evaluation.json").read_text())
+    assert set(scores) == {"0: raw class 1", "0: raw class 2"}
+
+
+def test_init_check_info(tmp_path: Path) -> None:
+    assert fastseg("init", tmp_path / "new.yaml").returncode == 0
+    again = fastseg("init", tmp_path / "new.yaml")
+    assert (again.returncode, "exists already" in again.stderr) == (2, True)
+    checked = fastseg("check", make_project(tmp_path))
+    assert checked.returncode == 0, checked.stderr
+    assert "parameters, patch (8, 32, 32)" in checked.stdout
+    told = fastseg("info")
+    assert told.returncode == 0
+    assert "masked_bce" in told.stdout
+
+
+def _edit(change: Callable[[h5py.File], None]) -> Callable[[Path], list[str]]:
+    def edit(folder: Path) -> list[str]:
+        with h5py.File(folder / "phantoms.h5", "r+") as file:
+            change(file)
+        return []
+
+    return edit
+
+
+def _truncate(folder: Path) -> list[str]:
+    path = folder / "phantoms.h5"
+    path.write_bytes(path.read_bytes()[:60_000])
+    return []
+
+
+def _nan(file: h5py.File) -> None:
+    raw = file["raw"][:].astype("f4")
+    raw[3, 4, 5] = np.nan
+    del file["raw"]
+    file["raw"] = raw
+
+
+def _shorter_labels(file: h5py.File) -> None:
+    labels = file["somata"][:20]
+    del file["somata"]
+    file["somata"] = labels
+
+
+def _code_3(file: h5py.File) -> None:
+    file["mask"] = np.full(file["raw"].shape, 3, "u1")
+
+
+def _nothing_annotated(file: h5py.File) -> None:
+    file["mask"] = np.zeros(file["raw"].shape, "u1")
+
+
+MASK = ["data.train.0.mask=phantoms.h5:/mask"]
+REFUSALS: dict[str, tuple[Callable[[Path], list[str]], list[str], str]] = {
+    "missing file": (lambda f: [], ["data.train.0.raw=none.h5:/raw"], "none.h5 does not exist"),
+    "missing dataset": (
+        lambda f: [],
+        ["data.train.0.raw=phantoms.h5:/row"],
+        "phantoms.h5 has no dataset /row; it has /raw, /somata",
+    ),
+    "truncated HDF5": (_truncate, [], "phantoms.h5 cannot be opened as HDF5: "),
+    "shapes differ": (_edit(_shorter_labels), [], "somata must have the shape of raw "),
+    "nothing annotated": (_edit(_nothing_annotated), MASK, "no annotated voxel in "),
+    "patch too large": (
+        lambda f: [],
+        ["data.patch=[8, 128, 32]"],
+        "patch (8, 128, 32) (z, y, x) is larger than",
+    ),
+    "unknown key": (lambda f: [], ["train.step=3"], "unknown key train.step; did you mean train.steps?"),
+    "NaN": (_edit(_nan), [], "phantoms.h5:/raw holds nan at (z, y, x) = (3, 4, 5)"),
+    "mask code": (_edit(_code_3), MASK, "got 3 at (z, y, x) = (0, 0, 0)"),
+    "region": (lambda f: [], ["data.train.0.region.z=[0, 99]"], "the range z 0:99 must lie within 0:24"),
+    "slices": (
+        lambda f: [],
+        ["data.train.0.annotated={slices: [3, 20]}"],
+        "annotated slices [20] of ",
+    ),
+    "float labels": (
+        lambda f: [],
+        ["data.train.0.labels=phantoms.h5:/raw", "data.train.0.raw=none.npy"],
+        "none.npy",
+    ),
+    "device": (lambda f: [], ["train.device=abacus"], "train.device 'abacus' cannot be used"),
+    "no labels": (lambda f: [], ["data.train.0.labels=null"], "needs labels"),
+    "no configuration": (lambda f: (f / "run.yaml").unlink() or [], [], "run.yaml does not exist"),
+}
+
+
+@pytest.mark.parametrize("command", ["train", "check"])
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refusals(tmp_path: Path, case: str, command: str) -> None:
+    prepare, overrides, message = REFUSALS[case]
+    config = make_project(tmp_path)
+    prepare(tmp_path)
+    done = fastseg(command, config, *overrides)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("fastseg: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert message in done.stderr
+    assert {p.name for p in tmp_path.iterdir()} <= {"phantoms.h5", "run.yaml"}, (
+        "something half written is left"
+    )
+
+
+def test_full_disk_at_prediction_leaves_no_file(trained: Path) -> None:
+    raw, output = f"{trained}/phantoms.h5:/raw", trained / "full.h5"
+    done = fastseg_on_small_disk(4096, "predict", trained / "run", "--raw", raw, "--output", output)
+    assert done.returncode == 2, done.stderr
+    assert "full.h5 cannot be written" in done.stderr.splitlines()[-1]
+    assert not list(trained.glob("full.h5*"))
+
+
+def test_raw_and_output_go_together(trained: Path) -> None:
+    done = fastseg("predict", trained / "run", "--raw", "x.tif")
+    assert (done.returncode, "--raw and --output go together" in done.stderr) == (2, True)
+    done = fastseg("predict", trained / "nothing")
+    assert (done.returncode, "holds no checkpoint" in done.stderr) == (2, True)

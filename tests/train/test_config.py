@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The configuration: overrides, defaults, and one clear line for each mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fastseg.errors import InputError
+from fastseg.train.config import Config, dump_config, load_config
+from fastseg.train.template import TEMPLATE, write_template
+
+MINIMAL = "output: out\ndata: {train: [{raw: a.h5:/raw, labels: a.h5:/l}], patch: [8, 16, 16]}\n"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def test_template_is_whole_and_states_the_defaults(tmp_path: Path) -> None:
+    write_template(str(tmp_path / "t.yaml"))
+    assert (tmp_path / "t.yaml").read_text() == TEMPLATE
+    values = yaml.safe_load(TEMPLATE)
+
+    def hold(section: object, given: dict, path: str) -> None:
+        fields = type(section).model_fields
+        missing = set(fields) - set(given) - {"root", "mask", "axes"}
+        assert not missing, f"the template leaves out {path} {missing}"
+        for name, value in given.items():
+            default = fields[name].default
+            if isinstance(value, dict) and name not in ("annotated", "region"):
+                hold(getattr(section, name), value, f"{path}.{name}")
+            elif not isinstance(value, list | dict) and not fields[name].is_required():
+                assert value == default, f"{path}.{name} states {value}, the default is {default}"
+
+    loaded = Config.model_validate(values)
+    hold(loaded, values, "template")
+    with pytest.raises(InputError, match=r"t\.yaml exists already"):
+        write_template(str(tmp_path / "t.yaml"))
+
+
+def test_paths_are_relative_to_the_file_or_to_root(config: Path, tmp_path: Path) -> None:
+    assert load_config(config).data.root == str(tmp_path)
+    assert load_config(config, ["data.root=/elsewhere"]).data.root == "/elsewhere"
+
+
+def test_a_dump_loads_to_the_same(config: Path, tmp_path: Path) -> None:
+    loaded = load_config(config, ["data.train.0.region.z=[0, 8]", "loss.pos_weight=[2]"])
+    (tmp_path / "again.yaml").write_text(dump_config(loaded))
+    assert load_config(tmp_path / "again.yaml") == loaded
+
+
+def test_overrides_reach_any_depth(config: Path) -> None:
+    loaded = load_config(
+        config,
+        [
+            "train.steps=7",
+            "train.learning_rate=1e-3",
+            "data.train.0.annotated.every=4",
+            "data.patch=[16, 16]",
+            "network.pooling=[2, 2]",
+            "train.augment.symmetry=none",
+            "seed=3",
+        ],
+    )
+    assert (loaded.train.steps, loaded.train.learning_rate, loaded.seed) == (7, 1e-3, 3)
+    assert loaded.data.train[0].annotated is not None
+    assert loaded.data.train[0].annotated.every == 4
+    assert loaded.patch == (1, 16, 16)
+
+
+MISTAKES = {
+    "train.stepps=3": "unknown key train.stepps; did you mean train.steps?",
+    "stepps=3": "unknown key stepps; did you mean seed|unknown key stepps; known are",
+    "data.train.0.lables=x": "unknown key data.train.0.lables; did you mean data.train.0.labels?",
+    "train.augment.contrst=1": "unknown key train.augment.contrst; did you mean train.augment.contrast?",
+    "data.train.0.region.q=[0, 1]": "unknown key data.train.0.region.q; known are z, y, x",
+    "train.steps=0": "train.steps: input should be greater than 0, got 0",
+    "train.steps=many": "train.steps: input should be a valid integer.*got 'many'",
+    "train.precision=fp8": "train.precision: input should be 'auto', 'fp32' or 'bf16', got 'fp8'",
+    "data.patch=[8, 20]": r"data.patch \[8, 20\] must be a multiple of \[8, 8\]",
+    "data.patch=[12, 16, 16]": r"data.patch \[12, 16, 16\] must be a multiple of \[8, 8, 8\]",
+    "data.patch=[16]": r"patch must be \[y, x\] for a 2D or \[z, y, x\]",
+    "network.pooling=[[1, 2], 2]": r"network.pooling: \[1, 2\] must have one stride per axis",
+    "data.train=[]": "data.train: list should have at least 1 item",
+    "data.train.3.raw=x": "override 'data.train.3.raw=x': '3' must be 0 to 0",
+    "data.train.0.annotated.axis=z": "data.train.0.annotated: give either every or slices",
+    "output.name=x": "override 'output.name=x': output holds no keys",
+    "train.steps": "override 'train.steps' must look like key.name=value",
+    "loss.pos_weight=[1, 2]": "loss.pos_weight must have 1 values, one per class",
+    "data.sampling={uniform: 0, labelled: 0, foreground: 0}": "data.sampling: at least one share must be positive",
+    "method=magic": "method: input should be 'supervised', got 'magic'",
+}
+
+
+@pytest.mark.parametrize("override", MISTAKES)
+def test_each_mistake_is_one_clear_line(config: Path, override: str) -> None:
+    with pytest.raises(InputError, match=MISTAKES[override]) as caught:
+        load_config(config, [override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1, 2]", "must hold keys and values, got list"),
+        ("a: [1", "is no readable YAML"),
+        ("output: x", "missing key data"),
+        ("", "must hold keys and values, got NoneType"),
+    ],
+)
+def test_unusable_files(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_config(tmp_path / "c.yaml")
+    with pytest.raises(InputError, match=r"none\.yaml does not exist"):
+        load_config(tmp_path / "none.yaml")
