@@ -30,7 +30,7 @@ constexpr float kExp[] = {1.0f, 1.0f, 0.49999991f, 0.1666642f, 0.04166823f, 0.00
 // exp(-magnitude) for magnitude >= 0, within 1.5 units in the last place; 0 where float32 has no normal
 // number.
 FASTSEG_HOST_DEVICE float exp_negative(float magnitude) {
-#if defined(__CUDA_ARCH__)
+#if defined(__CUDA_ARCH__) || defined(FASTSEG_CUDA_EMULATION)
   return expf(-magnitude);
 #else
   constexpr float kLog2E = 1.44269504f, kLn2High = 0.693145752f, kLn2Low = 1.42860677e-6f;
@@ -64,7 +64,7 @@ FASTSEG_HOST_DEVICE double log1p_unit(double u) { return std::log1p(u); }
 
 // x / d for d in [1, 2], where the device's quick division is within 2 units in the last place.
 FASTSEG_HOST_DEVICE float divide(float x, float d) {
-#if defined(__CUDA_ARCH__)
+#if defined(__CUDA_ARCH__) || defined(FASTSEG_CUDA_EMULATION)
   return __fdividef(x, d);
 #else
   return x / d;
