@@ -100,6 +100,34 @@ FASTSEG_ALWAYS_INLINE const Real* decode(const MaskedBceInputs& in, int64_t begi
   return block.logits;
 }
 
+template <class Real, bool kWeighted>
+FASTSEG_ALWAYS_INLINE void add_block(const Block<Real>& block, const Real* logits, int count,
+                                     MaskedBceSums& sums) {
+  Real loss0 = 0, loss1 = 0, weight0 = 0, weight1 = 0;
+  int32_t count0 = 0, count1 = 0;
+#pragma omp simd reduction(+ : loss0, loss1, weight0, weight1, count0, count1)
+  for (int i = 0; i < count; ++i) {
+    const Real weight = kWeighted ? block.weight[i] : Real(1);
+    const Real loss = weight * bce_loss(logits[i], block.target[i], block.pos_weight[i]);
+    const bool labelled = block.source[i] == 1;
+    const bool pseudo = block.source[i] == 2;
+    loss0 += labelled ? loss : Real(0);  // selected, not multiplied: 0 * NaN is NaN
+    loss1 += pseudo ? loss : Real(0);
+    if constexpr (kWeighted) {
+      weight0 += labelled ? weight : Real(0);
+      weight1 += pseudo ? weight : Real(0);
+    }
+    count0 += labelled;
+    count1 += pseudo;
+  }
+  sums.loss[0] += loss0;
+  sums.loss[1] += loss1;
+  sums.weight[0] += kWeighted ? weight0 : Real(count0);
+  sums.weight[1] += kWeighted ? weight1 : Real(count1);
+  sums.count[0] += count0;
+  sums.count[1] += count1;
+}
+
 template <class Real>
 FASTSEG_ALWAYS_INLINE MaskedBceSums sum_chunk(const MaskedBceInputs& in, int64_t begin, int64_t end,
                                               Block<Real>& block) {
@@ -107,27 +135,11 @@ FASTSEG_ALWAYS_INLINE MaskedBceSums sum_chunk(const MaskedBceInputs& in, int64_t
   for (int64_t at = begin; at < end; at += kBlock) {
     const int count = int(std::min<int64_t>(kBlock, end - at));
     const Real* logits = decode(in, at, count, block);
-    Real loss0 = 0, loss1 = 0, weight0 = 0, weight1 = 0;
-    int32_t count0 = 0, count1 = 0;
-#pragma omp simd reduction(+ : loss0, loss1, weight0, weight1, count0, count1)
-    for (int i = 0; i < count; ++i) {
-      const Real weight = block.weight[i];
-      const Real loss = weight * bce_loss(logits[i], block.target[i], block.pos_weight[i]);
-      const bool labelled = block.source[i] == 1;
-      const bool pseudo = block.source[i] == 2;
-      loss0 += labelled ? loss : Real(0);  // selected, not multiplied: 0 * NaN is NaN
-      loss1 += pseudo ? loss : Real(0);
-      weight0 += labelled ? weight : Real(0);
-      weight1 += pseudo ? weight : Real(0);
-      count0 += labelled;
-      count1 += pseudo;
+    if (in.weight) {
+      add_block<Real, true>(block, logits, count, sums);
+    } else {
+      add_block<Real, false>(block, logits, count, sums);
     }
-    sums.loss[0] += loss0;
-    sums.loss[1] += loss1;
-    sums.weight[0] += weight0;
-    sums.weight[1] += weight1;
-    sums.count[0] += count0;
-    sums.count[1] += count1;
   }
   return sums;
 }
