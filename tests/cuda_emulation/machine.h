@@ -2,6 +2,7 @@
 // What scheduler.cpp, memory.cpp and report.cpp share; kernels do not see this.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstddef>
@@ -18,8 +19,14 @@ constexpr unsigned kMaxThreads = 1024;
 
 enum class State { kRunnable, kAtBarrier, kAtWarpOp, kDone };
 
+struct Context {
+  ucontext_t start;
+  jmp_buf jump;
+  bool started = false;
+};
+
 struct Thread {
-  ucontext_t context;
+  Context context;
   char* stack = nullptr;
   void* fake_stack = nullptr;
   uint3 index;
@@ -43,7 +50,7 @@ struct Machine {
   std::vector<uint16_t> warp_epoch = std::vector<uint16_t>(kMaxThreads / kWarpSize);
   unsigned at_barrier = 0, done = 0;
   Thread* current = nullptr;
-  ucontext_t scheduler;
+  Context scheduler{{}, {}, true};
   const void* scheduler_stack = nullptr;
   size_t scheduler_stack_bytes = 0;
   const std::function<void()>* thread_body = nullptr;
