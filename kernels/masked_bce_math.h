@@ -21,7 +21,7 @@
 namespace fastseg {
 
 // Minimax fits of relative error by Remez exchange in float64, then rounded to float32.
-// log1p(u) / u on [0, 1]: 4.7e-9 before rounding, 1.2e-7 evaluated in float32.
+// log1p(u) / u on [0, 1]: 4.7e-9 before rounding; u times it in float32 is within 3 units in the last place.
 constexpr float kLog1p[] = {1.0f,         -0.49999902f, 0.33329964f,  -0.24954134f, 0.19675939f,
                             -0.15305592f, 0.10603655f,  -0.05695953f, 0.019851463f, -0.003244025f};
 // exp(r) on [-ln2 / 2, ln2 / 2]: 1.9e-9 before rounding.

@@ -148,17 +148,35 @@ def test_fused_is_the_reference(data):
     torch.testing.assert_close(fused[1], reference[1], rtol=1e-11, atol=1e-13)
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.floats(-100, 100, width=32), st.floats(0, 1, width=32), st.floats(0.125, 8, width=32))
-def test_one_voxel_to_the_last_digits(logit, target, pos_weight):
-    """l >= 0, and within a few roundings of the formula in float64 relative to itself, however small."""
-    logits = torch.full((1, 1, 1), logit, requires_grad=True)
-    loss = masked_weighted_bce(logits, torch.full((1, 1, 1), target), pos_weight=torch.tensor([pos_weight]))
-    positive = max(logit, 0) + math.log1p(math.exp(-abs(logit)))
-    negative = max(-logit, 0) + math.log1p(math.exp(-abs(logit)))
-    expected = (1 - target) * positive + pos_weight * target * negative
-    assert loss.item() >= 0
-    assert loss.item() == pytest.approx(expected, rel=1e-6, abs=1e-37)
+@pytest.mark.parametrize("target", [0.0, 1.0])
+@pytest.mark.parametrize("device", DEVICES)
+def test_every_digit_of_one_voxel(device, target):
+    """Loss and gradient within 3 units of rounding of themselves over the whole range, however small they are."""
+    logits = torch.cat([torch.linspace(-86, 86, 100_001), torch.linspace(-2, 2, 100_001)])
+    case = {
+        "logits": logits.view(1, 1, -1).to(device),
+        "target": torch.full((1, 1, len(logits)), target, device=device),
+    }
+    exact = {name: value.double() for name, value in case.items()}
+    results = (run(case, reduction="none", impl="fused"), run(exact, reduction="none", impl="reference"))
+    for value, truth in zip(*results, strict=True):
+        assert ((value - truth) / truth).abs().max() < 3 * torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@implementations
+def test_far_out(impl, device, sign):
+    """Where exp(-|z|) underflows: loss 0 or |z|, gradient 0 or 1."""
+    logits = sign * torch.tensor(
+        [[[88.0, 95.0, 104.0, 130.0, 177.0, 178.0, 300.0, 1e4, 1e20, 3e38]]], device=device
+    )
+    sure = torch.full_like(logits, float(sign > 0))
+    loss, gradient = run({"logits": logits, "target": sure}, reduction="none", impl=impl)
+    assert (loss.abs() < 1e-37).all()
+    assert (gradient.abs() < 1e-37).all()
+    loss, gradient = run({"logits": logits, "target": 1 - sure}, reduction="none", impl=impl)
+    assert torch.equal(loss, logits.abs())
+    assert (gradient == sign).all()
 
 
 @pytest.mark.slow
