@@ -102,6 +102,7 @@ def test_threads_do_not_change_a_bit(dtype, normalize):
 
 
 def test_loops_run_on_every_thread():
+    assert _C.build_info()["openmp"] is not None
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
@@ -161,6 +162,29 @@ def test_every_digit_of_one_voxel(device, target):
     results = (run(case, reduction="none", impl="fused"), run(exact, reduction="none", impl="reference"))
     for value, truth in zip(*results, strict=True):
         assert ((value - truth) / truth).abs().max() < 3 * torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("device", DEVICES)
+def test_16_bits_are_float32_rounded_once(device, dtype):
+    case = make_case((2, 3, 41, 43), dtype, "soft", "shared", "shared", True, "contiguous", device)
+    case["logits"] = case["logits"] * 4  # float16 gradients down to its subnormals
+    wide = case | {"logits": case["logits"].float()}
+    for reduction in ("mean", "none"):
+        result, gradient = run(case, reduction=reduction, impl="fused")
+        expected, expected_gradient = run(wide, reduction=reduction, impl="fused")
+        assert torch.equal(result, expected.to(result.dtype))
+        assert torch.equal(gradient, expected_gradient.to(dtype))
+
+
+@implementations
+def test_any_byte_but_0_is_foreground(impl, device):
+    target = torch.tensor([[[0, 1, 2, 255]]], dtype=torch.uint8, device=device)
+    case = {"logits": torch.randn(1, 1, 4, device=device), "target": target}
+    for value, expected in zip(
+        run(case, impl=impl), run(case | {"target": target != 0}, impl=impl), strict=True
+    ):
+        assert torch.equal(value, expected)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
