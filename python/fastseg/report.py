@@ -16,6 +16,7 @@ from fastseg.train.checkpoint import write_atomically
 
 _TRUTH_COLOUR = (0.1, 0.9, 0.3)
 _PREDICTION_COLOUR = (1.0, 0.55, 0.0)
+_PANEL_INCHES = 4.0
 
 
 def write_metrics(path: str, results: Mapping[str, Confusion]) -> None:
@@ -52,10 +53,11 @@ def draw_comparison(path: str, truth: AnnotatedVolume, prediction: Volume, title
     axes = [0] if depth < 4 else [0, 1]
     voxel = truth.raw.voxel_size or (1.0, 1.0, 1.0)
     ratios = [height / width] + [depth * voxel[0] / (width * voxel[2])] * (len(axes) - 1)
-    ratios = [max(ratio, 0.25) for ratio in ratios]
-    figure = Figure(figsize=(12, 4.2 * sum(ratios) + 0.4 * len(axes) + 0.5), dpi=110, layout="constrained")
+    heights = [max(_PANEL_INCHES * ratio, 0.4) for ratio in ratios]
+    size = (3 * _PANEL_INCHES, sum(heights) + 0.35 * len(axes) + 0.45)
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(len(axes), 3, squeeze=False, gridspec_kw={"height_ratios": ratios})
+    panels = figure.subplots(len(axes), 3, squeeze=False, gridspec_kw={"height_ratios": heights})
     for row, axis in zip(panels, axes, strict=True):
         position = _fullest_plane(truth, prediction, axis)
         start, stop = [0, 0, 0], list(truth.shape)
@@ -68,7 +70,7 @@ def draw_comparison(path: str, truth: AnnotatedVolume, prediction: Volume, title
         for panel, name, overlay in zip(
             row, ("raw", "truth", "prediction"), (None, target, segmented), strict=True
         ):
-            panel.imshow(image, cmap="gray", aspect=aspect, interpolation="nearest")
+            panel.imshow(image, cmap="gray", aspect=aspect)
             if overlay is not None and overlay.any():
                 colour = _TRUTH_COLOUR if name == "truth" else _PREDICTION_COLOUR
                 tint = np.zeros((*overlay.shape, 4))
