@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The benchmarks' own rules: nothing is timed that is wrong, and a table shows what the CSV holds."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+from harness import Case, Op, run_case
+from run import OPS
+from table import append_rows, device_file, latest, read_rows, render
+
+OPTIONS = argparse.Namespace(device="cpu", rounds=3, no_memory=True)
+
+
+def square(number, wrong_value=1.0, wrong_gradient=1.0):
+    def function(values):
+        if number == 3:
+            raise RuntimeError("no compiler")
+        exact = (values * values).mean()
+        return (wrong_gradient * exact + (wrong_value - wrong_gradient) * exact.detach()).clone()
+
+    return function
+
+
+def make(contestant, case):
+    if contestant == "absent":
+        raise ImportError("pip install absent")
+    return {
+        "fused": square(0),
+        "wrong value": square(1, wrong_value=1.001),
+        "wrong gradient": square(2, wrong_gradient=1.001),
+        "broken": square(3),
+        "nan": lambda values: square(0)(values) + float("nan"),
+    }[contestant]
+
+
+SQUARE = Op(
+    "square",
+    [Case("line", (1000,), torch.float32)],
+    ["fused", "wrong value", "wrong gradient", "nan", "broken", "absent"],
+    make,
+    lambda case, device: (torch.linspace(-1, 1, 1000, device=device).requires_grad_(),),
+    lambda case, inputs: [
+        inputs[0].detach().double().square().mean(),
+        2 * inputs[0].detach().double() / 1000,
+    ],
+    lambda case, inputs: (inputs[0].nbytes, 2 * inputs[0].nbytes),
+)
+
+
+def test_only_what_agrees_with_the_reference_is_timed(capsys):
+    rows, complaints = run_case(SQUARE, SQUARE.cases[0], OPTIONS)
+    assert [(row["contestant"], row["direction"]) for row in rows] == [
+        ("fused", direction) for direction in ("forward", "backward", "both")
+    ]
+    assert [text.split(": ")[1].split(" is not")[0] for text in complaints] == [
+        "wrong value",
+        "wrong gradient",
+        "nan",
+    ]
+    said = capsys.readouterr().out
+    assert "absent is not installed (pip install absent)" in said
+    assert "broken did not run: RuntimeError: no compiler" in said
+
+
+def test_ours_must_run():
+    op = Op(**{**vars(SQUARE), "contestants": ["fused"], "make": lambda contestant, case: square(3)})
+    rows, complaints = run_case(op, op.cases[0], OPTIONS)
+    assert not rows
+    assert complaints == ["square, line float32: fused did not run: RuntimeError: no compiler"]
+
+
+def test_csv_and_table(tmp_path):
+    rows, _ = run_case(SQUARE, SQUARE.cases[0], OPTIONS)
+    run = dict(commit="abc", device="CPU Some(R) Model, 2 cores", torch="2.11.0", command="python x.py")
+    file = device_file(tmp_path, run["device"])
+    assert file.name == "cpu_some_model.csv"
+    for date in ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"):
+        append_rows(file, [run | row | {"date": date} for row in rows])
+    stored = read_rows(file)
+    assert len(stored) == 2 * len(rows)
+    assert {row["date"] for row in latest(stored)} == {"2026-01-02T00:00:00Z"}
+    table = render(latest(stored))
+    assert "commit abc; 2026-01-02" in table
+    assert sum(line.startswith("| line float32 |") for line in table.splitlines()) == 1
+    file.write_text("date,commit\n")
+    with pytest.raises(ValueError, match="other columns"):
+        append_rows(file, stored)
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_every_op_has_the_shapes_of_real_volumes_and_one_beyond_2_31(op):
+    names = [str(case) for case in op.cases]
+    assert len(set(names)) == len(names)
+    assert {(8, 3, 512, 512), (2, 32, 64, 64, 64), (2, 1, 128, 128, 128)} <= {case.shape for case in op.cases}
+    for case in op.cases:
+        assert case.huge == (torch.Size(case.shape).numel() > 2**31)
