@@ -3,9 +3,53 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
+import sys
+from collections.abc import Generator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
+
+# Packages of the extra `train`. Where one is missing, what needs it is skipped and says so.
+OPTIONAL = (
+    *("h5py", "imagecodecs", "imageio", "matplotlib", "pydantic", "rich"),
+    *("tensorboard", "tifffile", "typer", "yaml"),
+)
+
+if (
+    importlib.util.find_spec("hypothesis") is None
+):  # then its tests are skipped, and the others of their files run
+    stand_in = MagicMock(__spec__=ModuleSpec("hypothesis", None))
+    stand_in.given = lambda *_, **__: pytest.mark.skip(reason="hypothesis is not installed")
+    stand_in.settings = stand_in.example = lambda *_, **__: lambda test: test
+    sys.modules |= {"hypothesis": stand_in, "hypothesis.strategies": stand_in.strategies}
+
+
+def _skip_if_missing(report: pytest.TestReport | pytest.CollectReport, path: Path) -> None:
+    """Turn a failure to import an optional package, by the test or by what it tests, into a skip."""
+    found = re.search(r"ModuleNotFoundError: No module named '(\w+)", str(report.longrepr))
+    if report.outcome == "failed" and found and found[1] in OPTIONAL:
+        report.outcome = "skipped"
+        report.longrepr = (str(path), 0, f"Skipped: {found[1]} is not installed")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    _skip_if_missing(report, collector.path)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    _skip_if_missing(report, item.path)
+    return report
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
