@@ -1,4 +1,4 @@
-# make demo | test | lint | format | bench | clean
+# make demo | test | lint | format | bench | gpu-check | clean
 #
 # Everything lives in a virtual environment of the project's own. A torch >= 2.11 that PYTHON can import is
 # used there as it is; otherwise $(TORCH) is installed. For a build of torch of your own choice, install it
@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := CMakeLists.txt $(shell find csrc kernels -type f)
 CPP := $(shell git ls-files '*.cpp' '*.cu' '*.cuh' '*.h' 2>/dev/null)
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format bench gpu-check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.built
@@ -33,7 +33,11 @@ format: $(VENV)/.built
 	$(BIN)/clang-format -i $(CPP)
 
 bench: $(VENV)/.built
-	$(BIN)/python benchmarks/bench_masked_bce.py
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
+# Not in .venv: it builds for PYTHON as it stands, offline. OUT=folder for the results. See docs/benchmarks.md.
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py $(if $(OUT),--out $(OUT)) $(ARGS)
 
 clean:
 	rm -rf $(VENV) build fastseg_demo

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a gpu-check found, in words: results of its steps, JUnit and sanitizer reports, the summary."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.etree import ElementTree
+
+PASSED, FAILED, NOT_RUN = "passed", "FAILED", "did not run"
+
+
+@dataclass
+class Result:
+    status: str
+    note: str
+    missing: list[str] = field(default_factory=list)  # parts of a step that ran which did not run, and why
+    seconds: float = 0.0
+
+
+def read_junit(file: Path, on_gpu: bool) -> Result:
+    """How a pytest run went. On a machine with a GPU a run without a test on it has failed."""
+    if not file.exists():
+        return Result(FAILED, "pytest wrote no report")
+    skipped, broken, cuda, passed = Counter(), [], 0, 0
+    for case in ElementTree.parse(file).iter("testcase"):
+        name = f"{case.get('classname', '')}::{case.get('name', '')}".lstrip(":")
+        problem = case.find("failure") if case.find("failure") is not None else case.find("error")
+        if problem is not None:
+            broken.append(f"{name}: {(problem.get('message') or '').splitlines()[0][:120]}")
+        elif case.find("skipped") is not None:
+            reason = case.find("skipped").get("message") or ""
+            skipped[re.sub(r"^Skipped: ", "", reason).splitlines()[0] if reason else "no reason given"] += 1
+        else:
+            passed += 1
+            cuda += "cuda" in case.get("name", "")
+    note = f"{passed} tests passed" + (f", {cuda} of them on the GPU" if on_gpu else "")
+    missing = [f"{count} tests: {reason}" for reason, count in skipped.most_common()]
+    if broken:
+        first = "; ".join(broken[:5]) + (f"; and {len(broken) - 5} more" if len(broken) > 5 else "")
+        return Result(FAILED, f"{len(broken)} tests failed, {note}: {first}", missing)
+    if not passed:
+        return Result(NOT_RUN, "every test was skipped, or there was none", missing)
+    if on_gpu and not cuda:
+        return Result(FAILED, f"{note}: the GPU is there, but no test ran on it", missing)
+    return Result(PASSED, note, missing)
+
+
+def read_sanitizer(text: str, code: int | None) -> Result:
+    """What compute-sanitizer, or our script under it, said. A tool that refuses the machine has not run."""
+    lines = text.splitlines()
+    tool = [line.removeprefix("=========").strip() for line in lines if line.startswith("=========")]
+    summaries = [line for line in tool if re.search(r"(ERROR|RACECHECK) SUMMARY", line)]
+    ran = next((line for line in lines if re.match(r"\d+ of \d+ small cases", line)), None)
+    found = any(int(number) for line in summaries for number in re.findall(r"\d+", line))
+    if code == 0 and ran and summaries and not found:
+        done, wanted = map(int, re.match(r"(\d+) of (\d+)", ran).groups())
+        missing = [] if done == wanted else [f"{wanted - done} of {wanted} small cases: no time left"]
+        return Result(PASSED, f"{ran}; {summaries[-1]}", missing)
+    refused = r"not supported|Unable to (find|load)|requires? (root|admin)|Failed to initialize"
+    for line in tool:
+        if re.search(refused, line) and not ran:
+            return Result(NOT_RUN, f"compute-sanitizer: {line}")
+    if code is None:
+        return Result(FAILED, "stopped at its time limit")
+    return Result(FAILED, "; ".join([f"exit code {code}", *summaries[-1:], *([] if ran else lines[-1:])]))
+
+
+def summarize(title: str, facts: dict, results: dict[str, Result], total: float, folder: Path) -> str:
+    """The summary in Markdown: what passed, what failed, what did not run and why."""
+    count = Counter(result.status for result in results.values())
+    lines = [
+        f"# {title}",
+        "",
+        ", ".join(f"{count[status]} {status}" for status in (PASSED, FAILED, NOT_RUN))
+        + f"; {total:.0f} s in all.",
+        "",
+        *(f"- {name}: {value}" for name, value in facts.items()),
+        "",
+        "| check | result | seconds | |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {result.status} | {result.seconds:.0f} | {result.note.replace('|', '/')} |"
+        for name, result in results.items()
+    ]
+    absent = [f"- {name}: {result.note}" for name, result in results.items() if result.status == NOT_RUN]
+    absent += [f"- {name}, in part: {part}" for name, result in results.items() for part in result.missing]
+    lines += ["", "## What did not run", "", *(absent or ["Nothing was left out."])]
+    table = folder / "benchmarks" / "table.md"
+    if table.exists():
+        lines += ["", "## Benchmarks", "", table.read_text().replace("# ", "### ", 1).strip()]
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    return "\n".join(
+        [*lines, "", "## Files", "", *(f"- {name}" for name in files if name != "summary.md"), ""]
+    )

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Every op's kernels on small inputs and nothing else, to run under a checker of memory or races:
+
+    compute-sanitizer --tool racecheck python -m tests.ops.small_cases --device cuda
+
+Inputs are made on the CPU and results compared there, so that hardly a kernel of torch's runs. An op joins OPS.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from fastseg import masked_weighted_bce
+
+from . import test_masked_bce
+from .masked_bce_cases import make_case
+
+# Against the same op's CPU kernel, relative to the largest value. Both are tested elsewhere, to the last digits.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-3}
+
+
+def masked_bce() -> Iterator[Callable[[str], list[Tensor]]]:
+    """Per case a function of the device that gives results and gradients."""
+    for number, factors in enumerate(test_masked_bce.CASES):
+        options = dict(factors)
+        normalize, pseudo_weight = options.pop("reduction"), options.pop("pseudo_weight")
+        reduction = normalize if normalize in ("sum", "none") else "mean"
+        settings = {"pseudo_weight": pseudo_weight, "reduction": reduction, "impl": "fused"}
+        settings["normalize"] = "voxels" if reduction != "mean" else normalize
+        tensors = make_case(**options, seed=number)
+
+        def run(device, tensors=tensors, settings=settings):
+            arguments = {name: tensor.to(device) for name, tensor in tensors.items()}
+            arguments["logits"].requires_grad_()
+            result = masked_weighted_bce(**arguments, **settings)
+            grad = torch.ones_like(result, device="cpu").to(device)
+            (gradient,) = torch.autograd.grad(result, arguments["logits"], grad)
+            return [result.detach(), gradient]
+
+        yield run
+
+
+OPS = {"masked_bce": masked_bce}
+
+
+def compare(found: list[Tensor], expected: list[Tensor]) -> None:
+    for value, truth in zip(found, expected, strict=True):
+        scale = truth.double().abs().max().item() if truth.numel() else 1.0
+        error = (value.cpu().double() - truth.double()).abs().max().item() if truth.numel() else 0.0
+        assert error <= TOLERANCE[value.dtype] * scale, (
+            f"off by {error:.3g}, the largest value is {scale:.3g}"
+        )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Run every op's kernels on small inputs.")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="begin no further case after these"
+    )
+    options = parser.parse_args(arguments)
+    cases = [(op, number, run) for op, make in OPS.items() for number, run in enumerate(make())]
+    begin, done = time.monotonic(), 0
+    for op, number, run in cases:
+        if time.monotonic() - begin > options.seconds:
+            break
+        try:
+            compare(run(options.device), run("cpu"))
+        except Exception as error:
+            raise RuntimeError(f"{op}, small case {number}") from error
+        done += 1
+    print(f"{done} of {len(cases)} small cases ran on {options.device} in {time.monotonic() - begin:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
