@@ -220,8 +220,11 @@ def test_full_disk_at_prediction_leaves_no_file(trained: Path) -> None:
     assert not list(trained.glob("full.h5*"))
 
 
-def test_raw_and_output_go_together(trained: Path) -> None:
+def test_raw_and_output_go_together_and_differ(trained: Path) -> None:
     done = fastseg("predict", trained / "run", "--raw", "x.tif")
     assert (done.returncode, "--raw and --output go together" in done.stderr) == (2, True)
+    raw, output = f"{trained}/phantoms.h5:/raw", trained / "phantoms.h5"
+    done = fastseg("predict", trained / "run", "--raw", raw, "--output", output)
+    assert (done.returncode, "is the file that --raw is in" in done.stderr) == (2, True)
     done = fastseg("predict", trained / "nothing")
     assert (done.returncode, "holds no checkpoint" in done.stderr) == (2, True)

@@ -203,6 +203,17 @@ def test_truncated_tiff_is_named(tmp_path: Path) -> None:
         open_volume(path)[:]
 
 
+def test_damaged_chunk_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "hdf5", np.random.default_rng(0).integers(0, 255, (64, 64, 64)).astype("u1"))
+    with h5py.File(tmp_path / "v.h5") as file:
+        offset = file["group/raw"].id.get_chunk_info(100).byte_offset
+    content = bytearray((tmp_path / "v.h5").read_bytes())
+    content[offset : offset + 20] = b"x" * 20
+    (tmp_path / "v.h5").write_bytes(content)
+    with pytest.raises(InputError, match=r"v\.h5:/group/raw cannot be read at \[0:64, 0:64, 0:64\]"):
+        open_volume(path)[:]
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_not_finite_is_placed_in_the_file(tmp_path: Path, value: float) -> None:
     array = content("f4")

@@ -42,7 +42,10 @@ def predict_run(
     if raw is not None and output is not None:
         if not output.lower().endswith((".h5", ".hdf5")):
             raise InputError(f"--output must end in .h5, got {output}")
-        jobs = [(open_volume(raw, axes), output)]
+        volume = open_volume(raw, axes)
+        if os.path.exists(output) and os.path.samefile(output, volume.source.path):
+            raise InputError(f"--output {output} is the file that --raw is in: name another")
+        jobs = [(volume, output)]
     else:
         if not config.data.test:
             raise InputError(f"{run.file('config.yaml')} names no data.test volume: give --raw and --output")

@@ -116,7 +116,7 @@ class FolderSource(Source):
 
     def __init__(self, pattern: str) -> None:
         super().__init__()
-        self.name = pattern
+        self.name = self.path = pattern
         found = os.path.join(pattern, "*") if os.path.isdir(pattern) else pattern
         self.paths = sorted(
             (p for p in glob.glob(found) if p.lower().endswith(IMAGE_SUFFIXES)), key=_natural_order

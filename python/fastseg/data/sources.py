@@ -21,6 +21,7 @@ Slices = tuple[slice, ...]
 class Source:
     """What every format offers. ``axes`` is a string over "czyx", one letter per axis of ``shape``."""
 
+    path: str
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype
