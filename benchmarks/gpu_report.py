@@ -29,8 +29,7 @@ def read_junit(file: Path, on_gpu: bool) -> Result:
         if problem is not None:
             broken.append(f"{name}: {(problem.get('message') or '').splitlines()[0][:120]}")
         elif case.find("skipped") is not None:
-            reason = case.find("skipped").get("message") or ""
-            skipped[re.sub(r"^Skipped: ", "", reason).splitlines()[0] if reason else "no reason given"] += 1
+            skipped[_reason(case.find("skipped"))] += 1
         else:
             passed += 1
             cuda += "cuda" in case.get("name", "")
@@ -44,6 +43,13 @@ def read_junit(file: Path, on_gpu: bool) -> Result:
     if on_gpu and not cuda:
         return Result(FAILED, f"{note}: the GPU is there, but no test ran on it", missing)
     return Result(PASSED, note, missing)
+
+
+def _reason(skipped: ElementTree.Element) -> str:
+    reason = skipped.get("message") or "no reason given"
+    if reason == "collection skipped" and (found := re.search(r"Skipped: (.*?)['\"]\)", skipped.text or "")):
+        return f"{found[1]} (a whole file)"
+    return reason.removeprefix("Skipped: ").splitlines()[0]
 
 
 def read_sanitizer(text: str, code: int | None) -> Result:

@@ -179,10 +179,13 @@ def main(ops: Sequence[Op]) -> None:
             )
             break
         torch.set_num_threads(threads)
-        new, wrong = run_case(select(op, options.contestant), case, options)
+        try:
+            new, wrong = run_case(select(op, options.contestant), case, options)
+        except Exception as error:  # the other cases may still be measured
+            new, wrong = [], [f"{op.name}, {case}: {type(error).__name__}: {error}".splitlines()[0]]
         new = [run | row for row in new]
         append_rows(file, new)  # at once: a run that is stopped keeps what it has
-        print(f"# {op.name}, {case}, {threads} threads: done", flush=True)
+        print(f"# {op.name}, {case}, {threads} threads: {'; '.join(wrong) or 'done'}", flush=True)
         rows, complaints = rows + new, complaints + wrong
     if not rows:
         sys.exit("\n".join(complaints) or "no such case")

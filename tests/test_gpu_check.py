@@ -68,6 +68,14 @@ def test_junit(tmp_path, cases, on_gpu, status, note):
     assert result.missing == ([f"{cases.count(SKIP)} tests: h5py is not installed"] if SKIP in cases else [])
 
 
+def test_junit_names_why_a_file_was_not_collected(tmp_path):
+    text = "('/t/test_x.py', 0, 'Skipped: yaml is not installed')"
+    case = f'<testcase name="x"><skipped message="collection skipped">{text}</skipped></testcase>'
+    assert read_junit(junit(tmp_path, case, CPU), False).missing == [
+        "1 tests: yaml is not installed (a whole file)"
+    ]
+
+
 def test_no_junit(tmp_path):
     assert read_junit(tmp_path / "absent.xml", False).status == FAILED
 
