@@ -35,7 +35,7 @@ def test_train_predict_evaluate(trained: Path) -> None:
     assert fastseg("predict", trained / "run").returncode == 0
     evaluated = fastseg("evaluate", trained / "run")
     assert evaluated.returncode == 0, evaluated.stderr
-    scores = json.loads((trained / "run/evaluation.json").read_text())["0: raw"]
+    scores = json.loads((trained / "run/evaluation.json").read_text())["0: phantoms.h5:/raw"]
     with h5py.File(trained / "run/predictions/test_0.h5") as out, h5py.File(trained / "phantoms.h5") as given:
         segmented, truth = out["segmentation"][:] > 0, given["somata"][12:24] > 0
     assert scores["true_positive"] == np.count_nonzero(segmented & truth)
@@ -109,7 +109,7 @@ def test_two_classes_with_an_ignored_label(tmp_path: Path) -> None:
     assert fastseg("predict", tmp_path / "run").returncode == 0
     assert fastseg("evaluate", tmp_path / "run").returncode == 0
     scores = json.loads((tmp_path / "run/evaluation.json").read_text())
-    assert set(scores) == {"0: raw class 1", "0: raw class 2"}
+    assert set(scores) == {"0: phantoms.h5:/raw class 1", "0: phantoms.h5:/raw class 2"}
 
 
 def test_init_check_info(tmp_path: Path) -> None:

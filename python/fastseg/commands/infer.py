@@ -91,7 +91,7 @@ def evaluate_run(path: str) -> tuple[dict[str, Confusion], list[str]]:
         results[_label(number, truth)] = counts = evaluate_volume(prediction, truth)
         figure = run.file("figures", f"test_{number}.png")
         draw_comparison(
-            figure, truth, prediction, f"{os.path.basename(truth.raw.name)}: Dice {counts[0].dice:.3f}"
+            figure, truth, prediction, f"{truth.raw.label}: Dice {counts[0].dice:.3f}"
         )
         files.append(figure)
     rows = _rows(results, config)
@@ -126,7 +126,7 @@ def _open_tests(config: Config) -> list[AnnotatedVolume]:
 
 
 def _label(number: int, truth: AnnotatedVolume) -> str:
-    return f"{number}: {os.path.basename(truth.raw.name)}"
+    return f"{number}: {truth.raw.label}"
 
 
 def _rows(results: dict[str, list[Confusion]], config: Config) -> dict[str, Confusion]:

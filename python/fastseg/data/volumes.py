@@ -88,6 +88,11 @@ class Volume:
         ]
         return self.read([r[0] for r in ranges], [max(r) for r in ranges])
 
+    @property
+    def label(self) -> str:
+        """The name without its folder, for tables and titles."""
+        return self.name[len(os.path.dirname(self.source.path)) :].lstrip("/")
+
     def blocks(self, most_voxels: int = 1 << 24) -> Iterator[tuple[Box, Box]]:
         """Boxes (start, stop) that tile the volume, aligned to its chunks, of about most_voxels at most."""
         z, y, x = self.shape
