@@ -20,11 +20,12 @@ from gpu_report import FAILED, NOT_RUN, Result, summarize
 from gpu_steps import Check, benchmarks, huge_tests, op_tests, other_tests, sanitizer, versions
 from table import ROOT, commit
 
+TOOLKIT = ("bin", "compute-sanitizer")  # where a CUDA toolkit has its programs
 BUDGET = 520  # seconds; 20 more may pass until the last step has ended
 
 # What a step may take at most, and what the steps before must leave it, in seconds.
 STEPS = {
-    "versions": (versions, 60, 0),
+    "versions": (versions, 120, 0),
     "build": (build, 150, 0),
     "tests of the ops": (op_tests, 140, 60),
     "tests of more than 2**31 elements": (huge_tests, 60, 20),
@@ -84,6 +85,8 @@ def main() -> None:
             )
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
+    for folder in (Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / part for part in TOOLKIT):
+        os.environ["PATH"] += f"{os.pathsep}{folder}"  # last: what is on the PATH already is preferred
     check = Check(out, ROOT / "build" / "gpu_check", options.commit, {})
     begin = time.monotonic()
     results = run_steps(check, [s for s in STEPS if s == "versions" or s in options.steps], options.budget)

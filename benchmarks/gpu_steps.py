@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpu_report import FAILED, NOT_RUN, PASSED, Result, read_junit, read_sanitizer
-from table import RESULTS, ROOT, append_rows, read_rows
+from table import RESULTS, ROOT, append_rows, read_rows, render
 
 ENOUGH_FOR_HUGE = {"tests": 24, "benchmarks": 100}  # GiB
 PROBE = """
@@ -199,7 +199,7 @@ def sanitizer(tool: str) -> Callable[[Check, float], Result]:
 def benchmarks(check: Check, limit: float) -> Result:
     folder, missing = check.out / "benchmarks", []
     command = [check.python, "benchmarks/run.py", "--results", str(folder), "--commit", check.commit]
-    command += ["--save", str(folder / "table.md"), "--seconds", f"{0.7 * limit:.0f}"]
+    command += ["--seconds", f"{0.7 * limit:.0f}"]
     if check.gpu:
         command += ["--device", "cuda", "--rounds", "50"]
         if reason := _too_small(check, "benchmarks"):
@@ -229,6 +229,7 @@ def benchmarks(check: Check, limit: float) -> Result:
     rows = [row for file in files for row in read_rows(file)]
     if rows:
         (folder / "rows.json").write_text(json.dumps(rows, indent=1) + "\n")
+        (folder / "table.md").write_text(render(rows))
     if rows and check.gpu:
         append_rows(RESULTS / files[0].name, rows)
     cases = len({(row["op"], row["case"]) for row in rows})

@@ -90,8 +90,8 @@ def render(rows: list[dict]) -> str:
             f"# {op}",
             "",
             f"{first['device']}; torch {first['torch']}; commit {first['commit']}; {first['date']}. Medians of "
-            f"{first['rounds']} rounds in ms, in brackets the quartiles; `times` is the whole step against ours; "
-            "peak is MiB above the inputs, the gradients included; `of copy` is the time in which the bytes that "
+            f"{_range(of_op, 'rounds')} rounds in ms, in brackets the quartiles; `times` is the whole step against "
+            "ours; peak is MiB above the inputs, the gradients included; `of copy` is the time in which the bytes that "
             "must move would be copied, as a share of the time taken, forward and backward.",
             "",
             *(f"    {command}" for command in dict.fromkeys(row["command"] for row in of_op)),
@@ -128,6 +128,11 @@ def render(rows: list[dict]) -> str:
             "",
         ]
     return "\n".join(lines)
+
+
+def _range(rows: list[dict], column: str) -> str:
+    values = sorted({int(row[column]) for row in rows})
+    return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
 
 
 def _milliseconds(text) -> str:
