@@ -29,8 +29,8 @@ STEPS = {
     "build": (build, 150, 0),
     "tests of the ops": (op_tests, 140, 60),
     "tests of more than 2**31 elements": (huge_tests, 60, 20),
-    "memcheck": (sanitizer("memcheck"), 80, 50),
-    "racecheck": (sanitizer("racecheck"), 80, 50),
+    "memcheck": (sanitizer("memcheck"), 110, 50),
+    "racecheck": (sanitizer("racecheck"), 110, 50),
     "benchmarks": (benchmarks, 200, 100),
     "all other tests": (other_tests, 300, 60),
 }
