@@ -80,35 +80,52 @@ FASTSEG_ALWAYS_INLINE void decode_shared(const MaskedBceInputs& in, int64_t begi
   }
 }
 
-// Fills the block from elements [begin, begin + count) and returns where their logits lie.
+// count values from element begin on: where they lie if they are Real there, else decoded into the buffer.
 template <class Real>
-FASTSEG_ALWAYS_INLINE const Real* decode(const MaskedBceInputs& in, int64_t begin, int count,
-                                         Block<Real>& block) {
-  read_values(in.target, in.target_kind, begin, count, block.target);
+FASTSEG_ALWAYS_INLINE const Real* as_reals(const void* values, ScalarKind kind, int64_t begin, int count,
+                                           Real* buffer) {
+  if (kind == kKindOf<Real>) return static_cast<const Real*>(values) + begin;
+  read_values(values, kind, begin, count, buffer);
+  return buffer;
+}
+
+template <class Real>
+struct Values {
+  const Real *logits, *target, *weight;
+};
+
+// Decodes elements [begin, begin + count): the mask and pos_weight into the block, the rest as returned.
+template <class Real>
+FASTSEG_ALWAYS_INLINE Values<Real> decode(const MaskedBceInputs& in, int64_t begin, int count,
+                                          Block<Real>& block) {
   const bool share_mask = in.mask && !in.mask_per_channel;
   const bool share_weight = in.weight && !in.weight_per_channel;
+  Values<Real> values{};
+  values.logits = as_reals(in.logits, in.logits_kind, begin, count, block.logits);
+  values.target = as_reals(in.target, in.target_kind, begin, count, block.target);
+  values.weight = block.weight;
+  if (in.weight && !share_weight) {
+    values.weight = as_reals(in.weight, in.weight_kind, begin, count, block.weight);
+  }
   if (in.mask && !share_mask) {
     const uint8_t* mask = in.mask + begin;
     for (int i = 0; i < count; ++i) block.source[i] = mask[i];
   }
-  if (in.weight && !share_weight) read_values(in.weight, in.weight_kind, begin, count, block.weight);
   if (share_mask || share_weight || in.pos_weight) {
     decode_shared(in, begin, count, share_mask, share_weight, block);
   }
-  if (in.logits_kind == kKindOf<Real>) return static_cast<const Real*>(in.logits) + begin;
-  read_values(in.logits, in.logits_kind, begin, count, block.logits);
-  return block.logits;
+  return values;
 }
 
 template <class Real, bool kWeighted>
-FASTSEG_ALWAYS_INLINE void add_block(const Block<Real>& block, const Real* logits, int count,
+FASTSEG_ALWAYS_INLINE void add_block(const Block<Real>& block, const Values<Real>& values, int count,
                                      MaskedBceSums& sums) {
   Real loss0 = 0, loss1 = 0, weight0 = 0, weight1 = 0;
   int32_t count0 = 0, count1 = 0;
 #pragma omp simd reduction(+ : loss0, loss1, weight0, weight1, count0, count1)
   for (int i = 0; i < count; ++i) {
-    const Real weight = kWeighted ? block.weight[i] : Real(1);
-    const Real loss = weight * bce_loss(logits[i], block.target[i], block.pos_weight[i]);
+    const Real weight = kWeighted ? values.weight[i] : Real(1);
+    const Real loss = weight * bce_loss(values.logits[i], values.target[i], block.pos_weight[i]);
     const bool labelled = block.source[i] == 1;
     const bool pseudo = block.source[i] == 2;
     loss0 += labelled ? loss : Real(0);  // selected, not multiplied: 0 * NaN is NaN
@@ -134,11 +151,11 @@ FASTSEG_ALWAYS_INLINE MaskedBceSums sum_chunk(const MaskedBceInputs& in, int64_t
   MaskedBceSums sums{};
   for (int64_t at = begin; at < end; at += kBlock) {
     const int count = int(std::min<int64_t>(kBlock, end - at));
-    const Real* logits = decode(in, at, count, block);
+    const Values<Real> values = decode(in, at, count, block);
     if (in.weight) {
-      add_block<Real, true>(block, logits, count, sums);
+      add_block<Real, true>(block, values, count, sums);
     } else {
-      add_block<Real, false>(block, logits, count, sums);
+      add_block<Real, false>(block, values, count, sums);
     }
   }
   return sums;
@@ -163,10 +180,10 @@ FASTSEG_ALWAYS_INLINE void write_map(const MaskedBceInputs& in, int64_t begin, i
   const int32_t pseudo_code = in.pseudo_weight != 0 ? 2 : -1;  // weight 0 takes those voxels out
   for (int64_t at = begin; at < end; at += kBlock) {
     const int count = int(std::min<int64_t>(kBlock, end - at));
-    const Real* logits = decode(in, at, count, block);
+    const Values<Real> values = decode(in, at, count, block);
 #pragma omp simd
     for (int i = 0; i < count; ++i) {
-      const Real loss = block.weight[i] * bce_loss(logits[i], block.target[i], block.pos_weight[i]);
+      const Real loss = values.weight[i] * bce_loss(values.logits[i], values.target[i], block.pos_weight[i]);
       const Real pseudo = block.source[i] == pseudo_code ? pseudo_weight * loss : Real(0);
       block.result[i] = block.source[i] == 1 ? loss : pseudo;
     }
@@ -178,9 +195,9 @@ template <class Real>
 FASTSEG_ALWAYS_INLINE void write_gradient(const MaskedBceInputs& in, const MaskedBceUpstream& upstream,
                                           int64_t begin, int64_t end, void* grad_logits) {
   Block<Real> block;
-  alignas(64) Real grad[kBlock];
+  alignas(64) Real grad_buffer[kBlock];
   fill_absent(block);
-  std::fill_n(grad, kBlock, upstream.grad_is_map ? Real(0) : *static_cast<const Real*>(upstream.grad));
+  if (!upstream.grad_is_map) std::fill_n(grad_buffer, kBlock, *static_cast<const Real*>(upstream.grad));
   const double scale0 = upstream.scale ? upstream.scale[0] : 1.0;
   const double scale1 = upstream.scale ? upstream.scale[1] : in.pseudo_weight;
   const Real factor0 = Real(scale0), factor1 = Real(scale1);
@@ -188,14 +205,15 @@ FASTSEG_ALWAYS_INLINE void write_gradient(const MaskedBceInputs& in, const Maske
   const int32_t pseudo_code = scale1 != 0 ? 2 : -1;
   for (int64_t at = begin; at < end; at += kBlock) {
     const int count = int(std::min<int64_t>(kBlock, end - at));
-    const Real* logits = decode(in, at, count, block);
-    if (upstream.grad_is_map) read_values(upstream.grad, in.logits_kind, at, count, grad);
+    const Values<Real> values = decode(in, at, count, block);
+    const Real* grad =
+        upstream.grad_is_map ? as_reals(upstream.grad, in.logits_kind, at, count, grad_buffer) : grad_buffer;
     const bool in_place = in.logits_kind == kKindOf<Real>;
     Real* result = in_place ? static_cast<Real*>(grad_logits) + at : block.result;
 #pragma omp simd
     for (int i = 0; i < count; ++i) {
       const Real gradient =
-          grad[i] * block.weight[i] * bce_gradient(logits[i], block.target[i], block.pos_weight[i]);
+          grad[i] * values.weight[i] * bce_gradient(values.logits[i], values.target[i], block.pos_weight[i]);
       const Real pseudo = block.source[i] == pseudo_code ? factor1 * gradient : Real(0);
       result[i] = block.source[i] == labelled_code ? factor0 * gradient : pseudo;
     }
