@@ -51,5 +51,6 @@ PYBIND11_MODULE(_C, module) {
         });
         return threads.size();
       },
-      "On how many threads a loop of the CPU kernels runs: torch.get_num_threads(), unless OpenMP is missing.");
+      "On how many threads a loop of the CPU kernels runs: torch.get_num_threads(), unless OpenMP is "
+      "missing.");
 }
