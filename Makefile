@@ -20,7 +20,7 @@ demo: $(VENV)/.built
 	$(BIN)/fastseg demo fastseg_demo --overwrite
 
 test: $(VENV)/.built
-	$(BIN)/python -m pytest $(if $(DATA),--data $(DATA)) $(ARGS)
+	$(BIN)/python -m pytest $(if $(DATA),--data=$(DATA)) $(ARGS)
 
 lint: $(VENV)/.built
 	$(BIN)/ruff check .

@@ -141,7 +141,16 @@ def run_pytest(
         arguments = (*arguments, "-n", str(workers))
         environment |= {"OMP_NUM_THREADS": "2", "TORCHINDUCTOR_COMPILE_THREADS": "2"}
     report = check.out / f"{name}.xml"
-    command = [check.python, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={report}", *arguments]
+    command = [
+        check.python,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "--skip-missing",
+        f"--junitxml={report}",
+        *arguments,
+    ]
     code = check.run(command, f"{name}.txt", limit, **environment)
     if code == 5:
         return Result(NOT_RUN, "there is no such test")

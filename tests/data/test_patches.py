@@ -62,6 +62,7 @@ def test_slices_along_any_axis_count_in_the_file(tmp_path: Path, axis: int) -> N
     codes = scene.read_target((0, 0, 0), volume.shape)[1][0]
     found = np.flatnonzero(codes.any(axis=tuple(a for a in range(3) if a != axis)))
     assert [int(f) + (2, 3, 4)[axis] for f in found] == [5, 7]
+    assert {tuple(p) for p in index_labels(scene, 0).labelled} == {tuple(p) for p in np.argwhere(codes)}
 
 
 def test_index_counts_and_places(scene: AnnotatedVolume) -> None:

@@ -51,6 +51,13 @@ def test_killed_and_resumed_gives_the_same_losses_and_weights(config: Path) -> N
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_trial_runs_of_a_few_steps(config: Path, steps: int) -> None:
+    done = fastseg("train", config, f"train.steps={steps}")
+    assert done.returncode == 0, done.stderr
+    assert [step for step, _ in losses(config.parent / "run")] == list(range(steps))
+
+
 def test_reader_threads_do_not_change_the_run(config: Path) -> None:
     for threads in (1, 3):
         done = fastseg("train", config, f"output={config.parent}/{threads}", f"data.threads={threads}")

@@ -6,7 +6,7 @@ Codes are those of the op masked_bce: 0 ignored, 1 labelled, 2 pseudo-labelled.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -151,17 +151,18 @@ def index_labels(volume: AnnotatedVolume, seed: int) -> LabelIndex:
     )
 
 
-def _annotated_blocks(volume: AnnotatedVolume) -> list[tuple[Box, Box]]:
+def _annotated_blocks(volume: AnnotatedVolume) -> Iterator[tuple[Box, Box]]:
     slices = volume.annotated_slices()
     if slices is None:
-        return list(volume.raw.blocks())
+        yield from volume.raw.blocks()
+        return
     axis = volume.annotation.axis
-    blocks = []
     for index in slices:
-        start, stop = [0, 0, 0], list(volume.shape)
-        start[axis], stop[axis] = int(index), int(index) + 1
-        blocks.append(((start[0], start[1], start[2]), (stop[0], stop[1], stop[2])))
-    return blocks
+        low, high = [0, 0, 0], list(volume.shape)
+        low[axis], high[axis] = int(index), int(index) + 1
+        for start, stop in volume.raw.crop(low, high).blocks():
+            (z0, y0, x0), (z1, y1, x1) = np.add(start, low).tolist(), np.add(stop, low).tolist()
+            yield (z0, y0, x0), (z1, y1, x1)
 
 
 class _Reservoir:

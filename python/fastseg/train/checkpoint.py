@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import glob
 import io
 import os
 import re
@@ -34,6 +35,8 @@ class RunFolder:
 
     def save(self, step: int, state: dict[str, Any]) -> str:
         """Write the checkpoint of ``step``; earlier ones stay untouched if the disk is full."""
+        for left_by_a_kill in glob.glob(os.path.join(glob.escape(self.file("checkpoints")), "*.partial")):
+            os.remove(left_by_a_kill)
         buffer = io.BytesIO()
         torch.save(state, buffer)
         path = self.file("checkpoints", f"step_{step:08d}.pt")

@@ -49,8 +49,10 @@ def fit(
     network = task.network
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
+    # OneCycleLR divides by zero where the warm-up is a single step, as in a trial run of five steps.
+    steps = max(settings.steps, 2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.learning_rate, total_steps=settings.steps, pct_start=settings.warmup
+        optimizer, settings.learning_rate, total_steps=steps, pct_start=max(settings.warmup, 1.5 / steps)
     )
     first = 0
     if resume and run.checkpoints():
