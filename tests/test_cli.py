@@ -156,6 +156,10 @@ def _code_3(file: h5py.File) -> None:
     file["mask"] = np.full(file["raw"].shape, 3, "u1")
 
 
+def _float_labels(file: h5py.File) -> None:
+    file["float"] = file["somata"][:].astype("f4")
+
+
 def _nothing_annotated(file: h5py.File) -> None:
     file["mask"] = np.zeros(file["raw"].shape, "u1")
 
@@ -186,12 +190,17 @@ REFUSALS: dict[str, tuple[Callable[[Path], list[str]], list[str], str]] = {
         "annotated slices [20] of ",
     ),
     "float labels": (
-        lambda f: [],
-        ["data.train.0.labels=phantoms.h5:/raw", "data.train.0.raw=none.npy"],
-        "none.npy",
+        _edit(_float_labels),
+        ["data.train.0.labels=phantoms.h5:/float"],
+        "phantoms.h5:/float must hold integers, got float32",
     ),
     "device": (lambda f: [], ["train.device=abacus"], "train.device 'abacus' cannot be used"),
     "no labels": (lambda f: [], ["data.train.0.labels=null"], "needs labels"),
+    "patch and pooling": (
+        lambda f: [],
+        ["data.patch=[7, 32, 32]"],
+        "data.patch [7, 32, 32] must be a multiple of",
+    ),
     "no configuration": (lambda f: (f / "run.yaml").unlink() or [], [], "run.yaml does not exist"),
 }
 

@@ -76,7 +76,8 @@ def test_overrides_reach_any_depth(config: Path) -> None:
 
 MISTAKES = {
     "train.stepps=3": "unknown key train.stepps; did you mean train.steps?",
-    "stepps=3": "unknown key stepps; did you mean seed|unknown key stepps; known are",
+    "sead=3": "unknown key sead; did you mean seed?",
+    "xyz=3": "unknown key xyz; known are method, output, seed, data, network, loss, train, predict",
     "data.train.0.lables=x": "unknown key data.train.0.lables; did you mean data.train.0.labels?",
     "train.augment.contrst=1": "unknown key train.augment.contrst; did you mean train.augment.contrast?",
     "data.train.0.region.q=[0, 1]": "unknown key data.train.0.region.q; known are z, y, x",

@@ -12,7 +12,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fastseg.data.augment import Augmentation, Symmetry
+from fastseg.data.intensity import Mode
+from fastseg.data.patches import Sampling
 from fastseg.errors import InputError
+from fastseg.nets.unet import Norm
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -58,9 +62,9 @@ class VolumeConfig(Section):
 
 
 class SamplingConfig(Section):
-    uniform: NotNegative = 0.1
-    labelled: NotNegative = 0.45
-    foreground: NotNegative = 0.45
+    uniform: NotNegative = Sampling.uniform
+    labelled: NotNegative = Sampling.labelled
+    foreground: NotNegative = Sampling.foreground
 
     @model_validator(mode="after")
     def _some(self) -> SamplingConfig:
@@ -76,7 +80,7 @@ class DataConfig(Section):
     patch: list[Positive]
     classes: list[int] | None = None
     ignore_label: int | None = None
-    normalize: Literal["zscore", "range", "none"] = "zscore"
+    normalize: Mode = "zscore"
     sampling: SamplingConfig = SamplingConfig()
     threads: Positive = 2
 
@@ -90,7 +94,7 @@ class DataConfig(Section):
 class NetworkConfig(Section):
     width: Positive = 16
     pooling: list[Positive | list[Positive]] = [2, 2, 2]
-    norm: Literal["instance", "batch", "none"] = "instance"
+    norm: Norm = "instance"
 
 
 class LossConfig(Section):
@@ -100,10 +104,10 @@ class LossConfig(Section):
 
 
 class AugmentConfig(Section):
-    symmetry: Literal["none", "plane", "volume"] = "plane"
-    contrast: NotNegative = 0.1
-    brightness: NotNegative = 0.1
-    noise: NotNegative = 0.0
+    symmetry: Symmetry = Augmentation.symmetry
+    contrast: NotNegative = Augmentation.contrast
+    brightness: NotNegative = Augmentation.brightness
+    noise: NotNegative = Augmentation.noise
 
 
 class TrainConfig(Section):
