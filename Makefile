@@ -10,7 +10,8 @@ TORCH ?= torch==2.13.0
 DATA ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-SOURCES := CMakeLists.txt $(shell find csrc kernels -type f)
+# Folders of the package are newer than the build when a module was added: the install in place lists them.
+SOURCES := CMakeLists.txt $(shell find csrc kernels -type f) $(shell find python -type d -not -name __pycache__)
 CPP := $(shell git ls-files '*.cpp' '*.cu' '*.cuh' '*.h' 2>/dev/null)
 
 .PHONY: demo test lint format bench gpu-check clean

@@ -63,6 +63,7 @@ def predict_run(
             probability_of(network, volume, config, device),
             target,
             tiling,
+            classes=len(config.data.classes or [1]),
             threshold=config.predict.threshold,
             probability=config.predict.probability,
             device=device,

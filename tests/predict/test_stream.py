@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from fastseg.data.volumes import Volume, open_volume
 from fastseg.errors import InputError
-from fastseg.predict import Tiling, predict_blocks, predict_to_file
+from fastseg.predict import CHUNK, Grid, Tiling, predict_blocks, predict_to_file
 
 
 def volume_of(array: np.ndarray, folder: str) -> Volume:
@@ -28,7 +28,7 @@ def volume_of(array: np.ndarray, folder: str) -> Volume:
 
 def assemble(volume: Volume, network: object, tiling: Tiling, classes: int = 1) -> np.ndarray:
     out = np.full((classes, *volume.shape), np.nan, np.float32)
-    for start, stop, values in predict_blocks(volume, network, tiling):
+    for start, stop, values in predict_blocks(volume, network, tiling, classes=classes):
         box = (slice(None), *(slice(a, b) for a, b in zip(start, stop, strict=True)))
         assert np.isnan(out[box]).all(), "a block was given twice"
         out[box] = values
@@ -67,19 +67,85 @@ def test_result_does_not_depend_on_the_blocks(tmp_path: Path, overlap: float) ->
     def network(raw: torch.Tensor) -> torch.Tensor:
         return torch.cat((raw * ramp, raw + ramp), dim=1)
 
-    whole = assemble(volume, network, Tiling((16, 16, 16), overlap), classes=2)
+    whole = assemble(volume, network, Tiling((16, 16, 16), overlap, batch=7), classes=2)
     blocks = assemble(
-        volume, network, Tiling((16, 16, 16), overlap, block_voxels=1 << 18, batch=5), classes=2
+        volume, network, Tiling((16, 16, 16), overlap, batch=5, block_voxels=1 << 18), classes=2
     )
     assert np.array_equal(whole, blocks)
 
 
 def test_blending_weights_fall_off_from_the_centre(tmp_path: Path) -> None:
-    """Two windows of 4 with stride 2 over 6 voxels, answering 0 and 1: weights 1 2 2 1, so 1/3 and 2/3 between."""
+    """Two windows of 4 with stride 2 over 6 voxels, answering 0 and 1: Gaussians of deviation 1/2, half a voxel and
+    one and a half from the centre, share the middle as exp(-1/2) to exp(-9/2)."""
     volume = volume_of(np.zeros((1, 1, 6), "f4"), str(tmp_path))
     answers = iter([0.0, 1.0])
     out = assemble(volume, lambda raw: torch.full_like(raw, next(answers)), Tiling((1, 1, 4), 0.5, batch=1))
-    np.testing.assert_allclose(out[0, 0, 0], [0, 0, 1 / 3, 2 / 3, 1, 1], rtol=1e-6)
+    share = 1 / (1 + np.exp(4))
+    np.testing.assert_allclose(out[0, 0, 0], [0, 0, share, 1 - share, 1, 1], rtol=1e-5)
+
+
+def batch_dependent(raw: torch.Tensor) -> torch.Tensor:
+    """What a window gives depends on its place and on the windows it shares a batch with."""
+    ramp = torch.linspace(0, 1, raw[0].numel()).reshape(raw.shape[1:])
+    return raw * ramp + raw.mean() / 7
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_blocks_come_out_the_same_alone_and_in_any_company(tmp_path: Path, batch: int) -> None:
+    volume = volume_of(np.random.default_rng(0).normal(size=(75, 150, 40)).astype("f4"), str(tmp_path))
+    tiling = Tiling((8, 16, 16), 0.5, batch, block_voxels=1 << 17)
+    blocks = Grid(volume.shape, tiling, CHUNK).blocks()
+    assert len({block.column for block in blocks}) > 1
+    whole = [values for _, _, values in predict_blocks(volume, batch_dependent, tiling)]
+    for chosen in ([3], [0, 1, 4, 5], range(2, 7), range(len(blocks))):
+        some = predict_blocks(volume, batch_dependent, tiling, blocks=[blocks[i] for i in chosen])
+        for i, (start, stop, values) in zip(chosen, some, strict=True):
+            assert (start, stop) == (blocks[i].start, blocks[i].stop)
+            assert torch.equal(values, whole[i])
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 50])
+def test_processes_share_all_blocks(parts: int) -> None:
+    grid = Grid((75, 300, 40), Tiling((8, 16, 16), block_voxels=1 << 17), CHUNK)
+    shares = [grid.blocks(part, parts) for part in range(parts)]
+    assert [block for share in shares for block in share] == grid.blocks()
+
+
+def test_each_window_of_a_column_is_predicted_once(tmp_path: Path) -> None:
+    volume = volume_of(np.zeros((100, 64, 64), "u1"), str(tmp_path))
+    tiling = Tiling((16, 32, 32), 0.5, 4)
+    seen = []
+    assemble(volume, lambda raw: seen.append(len(raw)) or raw.float(), tiling)
+    layers, rows = len(range(0, 84, 8)) + 1, 3
+    assert sum(seen) == layers * rows * rows
+    assert set(seen[:-1]) == {4}
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "f4"])
+def test_empty_windows_are_background_unseen(tmp_path: Path, dtype: str) -> None:
+    array = np.full((16, 128, 300), 3, dtype)
+    array[2:6, 20:40, 200:230] = 9
+    volume = volume_of(array, str(tmp_path))
+    seen = []
+
+    def network(raw: torch.Tensor) -> torch.Tensor:
+        seen.extend(float(window.max()) for window in raw.float())
+        return torch.cat((raw.float(), torch.ones_like(raw, dtype=torch.float32)), 1)
+
+    out = assemble(volume, network, Tiling((8, 32, 32), 0.0, 3, skip_below=3), classes=2)
+    assert set(seen) == {9.0}
+    predicted = np.zeros(array.shape, bool)
+    predicted[:8, :64, 192:256] = True
+    np.testing.assert_array_equal(out[0], np.where(predicted, array, 0))
+    np.testing.assert_array_equal(out[1], predicted)
+
+
+def test_a_network_of_another_number_of_classes_is_refused(tmp_path: Path) -> None:
+    volume = volume_of(np.zeros((8, 16, 16), "f4"), str(tmp_path))
+    with pytest.raises(
+        ValueError, match=r"must return \(1, 2, 8, 16, 16\) \(B, classes, \*window\), got \(1, 1, 8"
+    ):
+        list(predict_blocks(volume, identity, Tiling((8, 16, 16)), classes=2))
 
 
 def test_file_holds_segmentation_and_probability(tmp_path: Path) -> None:
@@ -96,7 +162,7 @@ def test_file_holds_segmentation_and_probability(tmp_path: Path) -> None:
     assert open_volume(f"{tmp_path}/out.h5:/segmentation").voxel_size == (2.0, 0.5, 0.5)
 
     predict_to_file(
-        volume, lambda raw: torch.cat((raw, 1 - raw), 1), f"{tmp_path}/two.h5", Tiling((8, 16, 16))
+        volume, lambda raw: torch.cat((raw, 1 - raw), 1), f"{tmp_path}/two.h5", Tiling((8, 16, 16)), classes=2
     )
     two = open_volume(f"{tmp_path}/two.h5:/segmentation")
     assert (two.channels, two.shape) == (2, (18, 33, 41))
@@ -122,7 +188,7 @@ hdf5._CACHE_BYTES = 1 << 20  # the chunk cache, 64 MiB at most, would grow with 
 def status(key):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key))
 identity = lambda raw: raw.float() / 255
-predict_to_file(open_volume(path), identity, out, Tiling((16, 64, 64), 0.25, 1 << 19))
+predict_to_file(open_volume(path), identity, out, Tiling((16, 64, 64), 0.25, block_voxels=1 << 19))
 print(status("VmHWM"))
 """
 

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Sliding-window prediction from file to file, in memory that does not depend on the volume's size."""
+
+from fastseg.predict.files import predict_to_file
+from fastseg.predict.grid import Block, Grid, Tiling
+from fastseg.predict.stream import CHUNK, predict_blocks
+
+__all__ = ["CHUNK", "Block", "Grid", "Tiling", "predict_blocks", "predict_to_file"]

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Windows in, blended blocks out: one column of a grid at a time, in memory that does not depend on the volume."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastseg.data.volumes import Box, Volume, require_finite
+from fastseg.predict.grid import Block, Column, Grid, Tiling, blend_weight, round_up
+
+Network = Callable[[Tensor], Tensor]
+
+# Output chunks of a few hundred KiB, as viewers and later random reads like them.
+CHUNK: Box = (16, 128, 128)
+
+
+def predict_blocks(
+    volume: Volume,
+    network: Network,
+    tiling: Tiling,
+    *,
+    classes: int = 1,
+    device: torch.device | str = "cpu",
+    blocks: Sequence[Block] | None = None,
+) -> Iterator[tuple[Box, Box, Tensor]]:
+    """Yield (start, stop, prediction) of the blocks of a volume; prediction is float32 (classes, z, y, x) on
+    ``device``.
+
+    network: raw windows (B, channels, *window) in the volume's dtype to (B, classes, *window). What it returns
+    is blended with Gaussian weights about the window's centre. A network that returns its input gets back
+    exactly its input, whatever the overlap: a running weighted mean of equal values is that value. A volume
+    smaller than the window is mirrored up to it.
+    blocks: some of ``Grid(volume.shape, tiling, CHUNK).blocks()``, in their order; all by default. Each comes out
+    the same bit for bit whichever others are asked for, as the batches of windows are cut per column.
+    Memory: 4 (classes + 1) bytes for each of at most ``tiling.block_voxels`` voxels, and the raw data of one layer of
+    windows and of the one read ahead.
+    """
+    grid = Grid(volume.shape, tiling, CHUNK)
+    weight = torch.from_numpy(blend_weight(tiling.window)).to(device)
+    wanted = grid.blocks() if blocks is None else list(blocks)
+    with ThreadPoolExecutor(1, thread_name_prefix="fastseg-read") as reader:
+        for run in _runs(wanted):
+            blend = _Blend(run, grid, weight, classes)
+            yield from _predict_run(volume, network, grid, run, blend, reader)
+
+
+def _runs(blocks: Sequence[Block]) -> Iterator[list[Block]]:
+    """Groups of blocks that follow one another in one column."""
+    run: list[Block] = []
+    for block in blocks:
+        if run and not (block.column == run[-1].column and block.start[0] == run[-1].stop[0]):
+            yield run
+            run = []
+        run.append(block)
+    if run:
+        yield run
+
+
+def _predict_run(
+    volume: Volume, network: Network, grid: Grid, run: list[Block], blend: _Blend, reader: ThreadPoolExecutor
+) -> Iterator[tuple[Box, Box, Tensor]]:
+    column, tiling = grid.columns[run[0].column], grid.tiling
+    window, batch, per_layer = tiling.window, tiling.batch, column.windows_per_layer
+    layers = [
+        i for i, z in enumerate(column.starts[0]) if z < run[-1].stop[0] and z + window[0] > run[0].start[0]
+    ]
+    # Batches are counted from the column's first window, so that a window always shares its batch with the
+    # same others: what a network returns for one may depend on the others in the last bit.
+    first = layers[0] * per_layer // batch * batch
+    last = min(round_up((layers[-1] + 1) * per_layer, batch), column.windows)
+    raw = _read_layers(volume, column, window, first // per_layer, -(-last // per_layer), reader)
+    group: list[tuple[Box, Tensor | None]] = []
+    low, layer, on_device = None, None, None
+    for index in range(first, last):
+        if layer is None or index % per_layer == 0:
+            low, layer = next(raw)
+            on_device = torch.from_numpy(layer).to(blend.weight.device)
+        start = column.window(index)
+        box = (slice(None), *(slice(p - a, p - a + w) for p, a, w in zip(start, low, window, strict=True)))
+        empty = tiling.skip_below is not None and bool(layer[box].max() <= tiling.skip_below)
+        group.append((start, None if empty else on_device[box]))
+        if len(group) == batch or index + 1 == last:
+            yield from blend.add(group, network)
+            group = []
+    yield from blend.finished()
+
+
+def _read_layers(
+    volume: Volume, column: Column, window: Box, first: int, last: int, reader: ThreadPoolExecutor
+) -> Iterator[tuple[Box, np.ndarray]]:
+    """(low, raw) of the layers first .. last - 1, read one ahead; planes that layers share are read once."""
+    layers, rows, places = column.starts
+    low = (rows[0], places[0])
+    high = (rows[-1] + window[1], places[-1] + window[2])
+
+    def read(layer: int) -> np.ndarray:
+        begin = layers[layer] if layer == first else layers[layer - 1] + window[0]
+        return _read_padded(volume, (begin, *low), (layers[layer] + window[0], *high))
+
+    raw, ahead = None, reader.submit(read, first)
+    for layer in range(first, last):
+        fresh = ahead.result()
+        if layer + 1 < last:
+            ahead = reader.submit(read, layer + 1)
+        raw = (
+            fresh
+            if raw is None
+            else np.concatenate((raw[:, layers[layer] - layers[layer - 1] :], fresh), axis=1)
+        )
+        yield (layers[layer], *low), raw
+
+
+def _read_padded(volume: Volume, low: Box, high: Box) -> np.ndarray:
+    stop = tuple(min(h, n) for h, n in zip(high, volume.shape, strict=True))
+    raw = volume.read(low, stop)
+    require_finite(raw, volume, low)
+    pad = [(0, 0)] + [(0, h - s) for h, s in zip(high, stop, strict=True)]
+    return np.pad(raw, pad, mode="symmetric") if any(p for _, p in pad) else raw
+
+
+class _Blend:
+    """Weighted means of the windows over the blocks of a run that are not finished yet."""
+
+    def __init__(self, run: list[Block], grid: Grid, weight: Tensor, classes: int) -> None:
+        self.waiting, self.weight = deque(run), weight
+        self.base: Box = run[0].start
+        _, y, x = (b - a for a, b in zip(run[0].start, run[0].stop, strict=True))
+        depth = min(grid.depth, run[-1].stop[0] - self.base[0])
+        self.total = weight.new_zeros((depth, y, x))
+        self.mean = weight.new_zeros((classes, depth, y, x))
+
+    def add(
+        self, group: list[tuple[Box, Tensor | None]], network: Network
+    ) -> Iterator[tuple[Box, Box, Tensor]]:
+        """Blend a batch of (start, raw) windows; those without raw data are background, 0 in every channel.
+
+        Yields the blocks that turn out to be finished: windows come layer by layer, so that one at z is the sign
+        that all above z is final.
+        """
+        seen = [raw for _, raw in group if raw is not None]
+        outputs = network(torch.stack(seen)).float() if seen else ()
+        if seen and outputs.shape != (len(seen), len(self.mean), *self.weight.shape):
+            raise ValueError(
+                f"network must return {(len(seen), len(self.mean), *self.weight.shape)} (B, classes, *window), "
+                f"got {tuple(outputs.shape)}"
+            )
+        predicted = iter(outputs)
+        for start, raw in group:
+            yield from self.finished(start[0])
+            self._merge(start, 0 if raw is None else next(predicted))
+
+    def finished(self, layer: int | None = None) -> Iterator[tuple[Box, Box, Tensor]]:
+        """The blocks that no window from the layer at z = ``layer`` on touches; None: no window is left."""
+        while self.waiting and (layer is None or self.waiting[0].stop[0] <= layer):
+            block = self.waiting.popleft()
+            depth = block.stop[0] - block.start[0]
+            yield block.start, block.stop, self.mean[:, :depth].clone()
+            self.base = (self.base[0] + depth, *self.base[1:])
+            for held in (self.total, *self.mean):
+                rest = held[depth:].clone()
+                held[: len(rest)] = rest
+                held[len(rest) :] = 0
+
+    def _merge(self, start: Box, values: Tensor | int) -> None:
+        """mean += w / (sum of w) * (value - mean), over what the window shares with the blocks."""
+        inside, within = [], []
+        for p, w, a, n in zip(start, self.weight.shape, self.base, self.total.shape, strict=True):
+            low, high = max(p - a, 0), min(p - a + w, n)
+            if low >= high:
+                return
+            inside.append(slice(low, high))
+            within.append(slice(low + a - p, high + a - p))
+        part, here = self.weight[tuple(within)], tuple(inside)
+        self.total[here] += part
+        mean = self.mean[(slice(None), *here)]
+        new = values[(slice(None), *within)] if isinstance(values, Tensor) else values
+        mean += (part / self.total[here]) * (new - mean)
