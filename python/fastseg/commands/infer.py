@@ -4,19 +4,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from fastseg.data.annotations import AnnotatedVolume
 from fastseg.data.intensity import measure_intensity
-from fastseg.data.volumes import Volume, open_volume
+from fastseg.data.volumes import open_volume
 from fastseg.errors import InputError
-from fastseg.methods.supervised import build_network, scale_intensity
+from fastseg.methods.supervised import build_network
 from fastseg.metrics import Confusion, evaluate_volume, total
-from fastseg.predict import Tiling, predict_to_file
+from fastseg.predict import Tiling, choose_batch, predict_to_file, probability_of
 from fastseg.report import draw_comparison, write_metrics
 from fastseg.train.checkpoint import RunFolder
 from fastseg.train.config import Config, apply_overrides, load_config, parse_config
@@ -54,15 +51,30 @@ def predict_run(
     network = build_network(config, state["channels"]).to(device)
     network.load_state_dict(state["network"])
     network.eval()
-    tiling = Tiling(config.patch, config.predict.overlap, config.predict.block_voxels, config.predict.batch)
     for volume, target in jobs:
         if volume.channels != state["channels"]:
             raise InputError(f"{volume.name} must have {state['channels']} channels, got {volume.channels}")
+        predict = probability_of(
+            network,
+            measure_intensity(volume, config.data.normalize),
+            device=device,
+            precision=autocast_dtype(config.train.precision, device),
+            flips=config.predict.flips,
+        )
+        batch = config.predict.batch
+        if batch == "auto":
+            batch = choose_batch(predict, (volume.channels, *config.patch), volume.dtype, device)
         predict_to_file(
             volume,
-            probability_of(network, volume, config, device),
+            predict,
             target,
-            tiling,
+            Tiling(
+                config.patch,
+                config.predict.overlap,
+                batch,
+                config.predict.block_voxels,
+                config.predict.skip_below,
+            ),
             classes=len(config.data.classes or [1]),
             threshold=config.predict.threshold,
             probability=config.predict.probability,
@@ -100,24 +112,6 @@ def evaluate_run(path: str) -> tuple[dict[str, Confusion], list[str]]:
 
 def prediction_path(run: RunFolder, number: int) -> str:
     return run.file("predictions", f"test_{number}.h5")
-
-
-def probability_of(
-    network: torch.nn.Module, volume: Volume, config: Config, device: torch.device
-) -> Callable[[Tensor], Tensor]:
-    """Raw windows of ``volume`` to probabilities: its intensity scaling, the network, a sigmoid."""
-    intensity = measure_intensity(volume, config.data.normalize)
-    shift, scale = (torch.tensor([values], device=device) for values in (intensity.shift, intensity.scale))
-    precision = autocast_dtype(config.train.precision, device)
-
-    @torch.inference_mode()
-    def probability(raw: Tensor) -> Tensor:
-        image = scale_intensity(raw, shift, scale).contiguous(memory_format=torch.channels_last_3d)
-        with torch.autocast(device.type, precision, enabled=precision is not None):
-            logits = network(image)
-        return logits.float().sigmoid()
-
-    return probability
 
 
 def _open_tests(config: Config) -> list[AnnotatedVolume]:

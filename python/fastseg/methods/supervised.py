@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fastseg.data.annotations import AnnotatedVolume, LabelIndex, index_labels
 from fastseg.data.augment import Augmentation, augment
-from fastseg.data.intensity import measure_intensity
+from fastseg.data.intensity import measure_intensity, scale_intensity
 from fastseg.data.patches import Batch, PatchLoader, PatchSampler, Sampling
 from fastseg.errors import InputError
 from fastseg.nets.unet import UNet
@@ -93,12 +93,6 @@ class SupervisedTask:
         image, target, codes = augment(image, batch.target, batch.codes, self.augmentation, rng)
         logits = self.network(image.contiguous(memory_format=torch.channels_last_3d))
         return self.criterion(logits, target, codes), {}
-
-
-def scale_intensity(raw: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """(B, C, z, y, x) of any dtype to float32, with one shift and scale per sample and channel."""
-    per_channel = (*shift.shape, 1, 1, 1)
-    return (raw.float() - shift.view(per_channel)) * scale.view(per_channel)
 
 
 def train(config: Config, *, resume: bool = False, quiet: bool = False) -> RunFolder:

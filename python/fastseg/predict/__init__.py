@@ -3,6 +3,17 @@
 
 from fastseg.predict.files import predict_to_file
 from fastseg.predict.grid import Block, Grid, Tiling
+from fastseg.predict.network import Flips, choose_batch, probability_of
 from fastseg.predict.stream import CHUNK, predict_blocks
 
-__all__ = ["CHUNK", "Block", "Grid", "Tiling", "predict_blocks", "predict_to_file"]
+__all__ = [
+    "CHUNK",
+    "Block",
+    "Flips",
+    "Grid",
+    "Tiling",
+    "choose_batch",
+    "predict_blocks",
+    "predict_to_file",
+    "probability_of",
+]

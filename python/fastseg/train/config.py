@@ -17,6 +17,7 @@ from fastseg.data.intensity import Mode
 from fastseg.data.patches import Sampling
 from fastseg.errors import InputError
 from fastseg.nets.unet import Norm
+from fastseg.predict import Flips, Tiling
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -124,11 +125,14 @@ class TrainConfig(Section):
 
 
 class PredictConfig(Section):
-    overlap: Annotated[float, Field(ge=0, le=0.9)] = 0.5
+    overlap: Annotated[float, Field(ge=0, le=0.9)] = Tiling.overlap
     threshold: Share = 0.5
-    batch: Positive = 2
-    block_voxels: Annotated[int, Field(ge=1 << 15)] = 1 << 25
+    flips: Flips = "none"
+    skip_below: float | None = None  # windows whose raw values all lie at or below it are background
+    batch: Positive | Literal["auto"] = "auto"
+    block_voxels: Annotated[int, Field(ge=1 << 15)] = Tiling.block_voxels
     probability: bool = True
+    format: Literal["h5", "zarr"] = "h5"
 
 
 class Config(Section):

@@ -63,9 +63,12 @@ train:
 predict:
   overlap: 0.5              # share of the window shared with the next
   threshold: 0.5
-  batch: 2
-  block_voxels: 33554432    # voxels in memory at a time
+  flips: none               # plane: mean over 4 mirror images, volume: over 8
+  skip_below: null          # windows all at or below this raw value are background, not predicted
+  batch: auto               # windows at a time; auto: what keeps the device busy and fits it
+  block_voxels: 33554432    # voxels in accumulation at a time
   probability: true         # keep /probability beside /segmentation
+  format: h5                # or zarr
 """
 
 

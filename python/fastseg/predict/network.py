@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What prediction asks of a network: probabilities of raw windows, in batches that fit the device."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastseg.data.intensity import Intensity, scale_intensity
+from fastseg.predict.stream import Network
+
+Flips = Literal["none", "plane", "volume"]
+_FLIPPED_AXES = {"none": (), "plane": (3, 4), "volume": (2, 3, 4)}
+
+# A batch of this many voxels keeps a device of that kind busy; more only takes memory.
+_VOXELS_PER_BATCH = {"cuda": 1 << 22, "cpu": 1 << 18}
+_SHARE_OF_FREE_MEMORY = 0.7
+
+
+def probability_of(
+    network: nn.Module,
+    intensity: Intensity,
+    *,
+    device: torch.device,
+    precision: torch.dtype | None = None,
+    flips: Flips = "none",
+) -> Network:
+    """Raw windows (B, channels, z, y, x) to probabilities, float32: intensity scaling, the network, a sigmoid.
+
+    precision: autocast to it, None for float32. flips: mean over the window and its mirror images along y and x
+    ("plane", 4 passes) or along all axes ("volume", 8 passes).
+    """
+    shift, scale = (torch.tensor([values], device=device) for values in (intensity.shift, intensity.scale))
+    axes = _FLIPPED_AXES[flips]
+    mirrors = [chosen for count in range(len(axes) + 1) for chosen in itertools.combinations(axes, count)]
+
+    @torch.inference_mode()
+    def probability(raw: Tensor) -> Tensor:
+        image = scale_intensity(raw, shift, scale)
+        total = torch.zeros((), device=device)
+        for mirror in mirrors:
+            turned = image.flip(mirror).contiguous(memory_format=torch.channels_last_3d)
+            with torch.autocast(device.type, precision, enabled=precision is not None):
+                logits = network(turned)
+            total = total + logits.float().sigmoid().flip(mirror)
+        return total / len(mirrors)
+
+    return probability
+
+
+def choose_batch(network: Network, window: tuple[int, ...], dtype: np.dtype, device: torch.device) -> int:
+    """How many windows (channels, z, y, x) to predict at once: a power of two that keeps the device busy and, on
+    a GPU, takes at most 70 % of the memory that is free. It is not timed, so that it seldom differs between runs.
+    """
+    busy = _power_of_two_below(
+        _VOXELS_PER_BATCH["cuda" if device.type == "cuda" else "cpu"] / math.prod(window[1:])
+    )
+    if device.type != "cuda" or busy == 1:
+        return busy
+    free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    network(torch.from_numpy(np.zeros((1, *window), dtype)).to(device))
+    needed = max(torch.cuda.max_memory_allocated(device) - before, 1)
+    return min(busy, _power_of_two_below(_SHARE_OF_FREE_MEMORY * free / needed))
+
+
+def _power_of_two_below(value: float) -> int:
+    return 1 << max(int(math.log2(max(value, 1))), 0)
