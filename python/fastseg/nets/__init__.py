@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Networks."""
 
+from fastseg.nets.fcnn import FCNN, PatchFeaturiser
+from fastseg.nets.sliding_cnn import SlidingCNN
 from fastseg.nets.unet import UNet
 
-__all__ = ["UNet"]
+__all__ = ["FCNN", "PatchFeaturiser", "SlidingCNN", "UNet"]
