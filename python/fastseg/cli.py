@@ -69,7 +69,7 @@ def predict(
     ] = None,
     output: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="The HDF5 file to write, with --raw."),
+        typer.Option(help="The .h5 or .zarr to write, with --raw."),
     ] = None,
     axes: Annotated[Optional[str], typer.Option(help="The axes of --raw, as in czyx.")] = None,  # noqa: UP045
     overrides: Annotated[

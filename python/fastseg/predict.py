@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastseg.data.hdf5 import Hdf5Output
+from fastseg.data.outputs import ArraySpec, open_output
 from fastseg.data.volumes import Box, Volume, require_finite
 
 # Chunks of the output: a few hundred KiB each, as viewers and later random reads like them.
@@ -87,35 +87,32 @@ def predict_to_file(
     quiet: bool = True,
 ) -> None:
     """Write ``/segmentation`` (uint8, 1 where the probability reaches the threshold) and ``/probability``
-    (float16) of a volume to an HDF5 file, (z, y, x) for one class and (C, z, y, x) for more.
+    (float16) of a volume to an HDF5 file or a Zarr hierarchy, (z, y, x) for one class and (C, z, y, x) for more.
 
-    network gives probabilities. The file appears under its name only when it is whole.
+    network gives probabilities. The output appears under its name only when it is whole.
     """
     done, voxels = 0, int(np.prod(volume.shape))
-    with Hdf5Output(path) as output:
-        outputs: dict[str, object] = {}
-        for start, stop, values in predict_blocks(volume, network, tiling, device=device):
-            classes = len(values)
-            if not outputs:
-                leading = (classes,) if classes > 1 else ()
-                kinds = {"segmentation": np.uint8} | ({"probability": np.float16} if probability else {})
-                for name, dtype in kinds.items():
-                    outputs[name] = output.create(
-                        name,
-                        (*leading, *volume.shape),
-                        dtype,
-                        chunks=(*(1 for _ in leading), *_CHUNK),
-                        voxel_size=volume.voxel_size,
-                        source=volume.name,
-                        origin=volume.origin,
-                    )
-            arrays = {"segmentation": values >= threshold, "probability": values.half()}
-            box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
-            for name, dataset in outputs.items():
-                array = arrays[name].cpu().numpy()
-                array = array.astype(np.uint8) if name == "segmentation" else array
-                dataset[(slice(None), *box) if classes > 1 else box] = array if classes > 1 else array[0]  # type: ignore[index]
-            output.check()
+    predictions = predict_blocks(volume, network, tiling, device=device)
+    first = next(predictions)
+    classes = len(first[2])
+    leading = (classes,) if classes > 1 else ()
+    kinds = {"segmentation": np.uint8} | ({"probability": np.float16} if probability else {})
+    specs = {
+        name: ArraySpec(
+            (*leading, *volume.shape),
+            dtype,
+            (*(1 for _ in leading), *_CHUNK),
+            voxel_size=volume.voxel_size,
+            attributes={"source": volume.name, "origin": volume.origin},
+        )
+        for name, dtype in kinds.items()
+    }
+    with open_output(path, specs, blocks=list(_blocks(volume.shape, tiling.block_voxels))) as output:
+        for start, stop, values in itertools.chain([first], predictions):
+            arrays = {"segmentation": (values >= threshold).cpu().numpy()}
+            if probability:
+                arrays["probability"] = values.half().cpu().numpy()
+            output.write(start, stop, {n: a if classes > 1 else a[0] for n, a in arrays.items()})
             done += int(np.prod([b - a for a, b in zip(start, stop, strict=True)]))
             if not quiet and sys.stderr.isatty():
                 print(f"\rpredict {volume.name}: {100 * done // voxels} %", end="", file=sys.stderr)

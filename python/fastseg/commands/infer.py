@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastseg.data.annotations import AnnotatedVolume
 from fastseg.data.intensity import measure_intensity
+from fastseg.data.outputs import OUTPUT_SUFFIXES
 from fastseg.data.volumes import Volume, open_volume
 from fastseg.errors import InputError
 from fastseg.methods.supervised import build_network, scale_intensity
@@ -38,10 +39,10 @@ def predict_run(
     state = run.load()
     config = parse_config(apply_overrides(state["config"], overrides), path)
     if (raw is None) != (output is None):
-        raise InputError("--raw and --output go together: a volume to segment and the HDF5 file to write")
+        raise InputError("--raw and --output go together: a volume to segment and the file to write")
     if raw is not None and output is not None:
-        if not output.lower().endswith((".h5", ".hdf5")):
-            raise InputError(f"--output must end in .h5, got {output}")
+        if not output.lower().endswith(OUTPUT_SUFFIXES):
+            raise InputError(f"--output must end in .h5 or .zarr, got {output}")
         volume = open_volume(raw, axes)
         if os.path.exists(output) and os.path.samefile(output, volume.source.path):
             raise InputError(f"--output {output} is the file that --raw is in: name another")
