@@ -17,8 +17,8 @@ import pytest
 # where nothing can be installed. Everywhere else an absent package is a failure.
 SKIP_MISSING = "--skip-missing" in sys.argv
 OPTIONAL = (
-    *("h5py", "imagecodecs", "imageio", "matplotlib", "pydantic", "rich"),
-    *("tensorboard", "tifffile", "typer", "yaml"),
+    *("google_crc32c", "h5py", "hdf5plugin", "imagecodecs", "imageio", "matplotlib", "numcodecs", "pydantic"),
+    *("rich", "tensorboard", "tensorstore", "tifffile", "typer", "yaml", "zarr"),
 )
 
 if SKIP_MISSING and importlib.util.find_spec("hypothesis") is None:

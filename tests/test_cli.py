@@ -221,12 +221,31 @@ def test_refusals(tmp_path: Path, case: str, command: str) -> None:
     )
 
 
-def test_full_disk_at_prediction_leaves_no_file(trained: Path) -> None:
+def test_full_disk_at_prediction_leaves_no_file_and_can_go_on(trained: Path) -> None:
     raw, output = f"{trained}/phantoms.h5:/raw", trained / "full.h5"
     done = fastseg_on_small_disk(4096, "predict", trained / "run", "--raw", raw, "--output", output)
     assert done.returncode == 2, done.stderr
     assert "full.h5 cannot be written" in done.stderr.splitlines()[-1]
-    assert not list(trained.glob("full.h5*"))
+    assert not output.exists()
+    assert fastseg("predict", trained / "run", "--raw", raw, "--output", output).returncode == 0
+    assert [path.name for path in trained.glob("full.h5*")] == ["full.h5"]
+
+
+def test_a_region_mirror_images_and_zarr(trained: Path) -> None:
+    raw = f"{trained}/phantoms.h5:/raw"
+    whole, part = trained / "flips.zarr", trained / "part.h5"
+    options = ("predict", trained / "run", "--raw", raw, "--set", "predict.flips=plane", "--output")
+    assert fastseg(*options, whole).returncode == 0
+    assert fastseg(*options, part, "--region", "z=2:14, x=8:40").returncode == 0
+    segmentation = open_volume(f"{part}:/segmentation")
+    assert (segmentation.shape[0], segmentation.shape[2]) == (12, 32)
+    assert (whole / "segmentation").is_dir()
+    done = fastseg(*options, part, "--region", "z=2:14,z=3:5")
+    assert "--region must look like z=0:64,x=100:356, each axis once" in done.stderr
+    done = fastseg("predict", trained / "run", "--region", "z=0:2")
+    assert "--region goes with --raw" in done.stderr
+    done = fastseg(*options, part, "--region", "z=0:2000")
+    assert "the range z 0:2000 must lie within" in done.stderr
 
 
 def test_raw_and_output_go_together_and_differ(trained: Path) -> None:

@@ -69,20 +69,35 @@ def predict(
     ] = None,
     output: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="The HDF5 file to write, with --raw."),
+        typer.Option(help="The .h5 or .zarr to write, with --raw."),
     ] = None,
     axes: Annotated[Optional[str], typer.Option(help="The axes of --raw, as in czyx.")] = None,  # noqa: UP045
+    region: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="z=A:B,...", help="The part of --raw to segment, in voxels, as in z=0:64,x=100:356."
+        ),
+    ] = None,
     overrides: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
             "--set", metavar="KEY=VALUE", help="Another predict.* value, as in predict.overlap=0.25."
         ),
     ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew where an interrupted prediction was left.")
+    ] = False,
 ) -> None:
-    """Segment volumes with the newest checkpoint of a run, from file to file."""
+    """Segment volumes with the newest checkpoint of a run, from file to file.
+
+    The same command goes on where an interrupted one stopped.
+    """
     from fastseg.commands.infer import predict_run
 
-    for path in predict_run(run, raw=raw, output=output, axes=axes, overrides=overrides or []):
+    files = predict_run(
+        run, raw=raw, output=output, axes=axes, region=region, overrides=overrides or [], restart=restart
+    )
+    for path in files:
         print(f"wrote {path}")
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import tifffile
 
-from fastseg.data.hdf5 import Hdf5Output
 from fastseg.data.volumes import open_volume, require_finite
 from fastseg.errors import InputError
 
@@ -112,10 +111,7 @@ def test_blocks_tile_the_volume_once(tmp_path: Path, chunks: tuple[int, ...] | N
     assert (seen == 1).all()
 
 
-def test_voxel_size_is_kept_from_output_to_input(tmp_path: Path) -> None:
-    with Hdf5Output(tmp_path / "v.h5") as output:
-        output.create("raw", SHAPE, "u1", chunks=(4, 4, 4), voxel_size=(2.0, 0.5, 0.5))
-    assert open_volume(tmp_path / "v.h5:/raw").voxel_size == (2.0, 0.5, 0.5)
+def test_voxel_size_of_an_imagej_stack(tmp_path: Path) -> None:
     tifffile.imwrite(
         tmp_path / "v.tif",
         content("u2"),
@@ -124,21 +120,6 @@ def test_voxel_size_is_kept_from_output_to_input(tmp_path: Path) -> None:
         metadata={"spacing": 3, "unit": "um", "axes": "ZYX"},
     )
     assert open_volume(tmp_path / "v.tif").voxel_size == (3.0, 0.5, 0.25)
-
-
-def test_output_appears_only_whole(tmp_path: Path) -> None:
-    path = tmp_path / "v.h5"
-    path.write_text("what stood there")
-
-    def write_half() -> None:
-        with Hdf5Output(path) as output:
-            output.create("raw", SHAPE, "u1", chunks=(4, 4, 4))[:3] = 1
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_half()
-    assert path.read_text() == "what stood there"
-    assert [p.name for p in tmp_path.iterdir()] == ["v.h5"]
 
 
 def _truncated_hdf5(folder: Path) -> str:

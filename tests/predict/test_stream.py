@@ -17,8 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fastseg.data.volumes import Volume, open_volume
-from fastseg.errors import InputError
-from fastseg.predict import CHUNK, Grid, Tiling, predict_blocks, predict_to_file
+from fastseg.predict import CHUNK, Grid, Tiling, predict_blocks
 
 
 def volume_of(array: np.ndarray, folder: str) -> Volume:
@@ -146,35 +145,6 @@ def test_a_network_of_another_number_of_classes_is_refused(tmp_path: Path) -> No
         ValueError, match=r"must return \(1, 2, 8, 16, 16\) \(B, classes, \*window\), got \(1, 1, 8"
     ):
         list(predict_blocks(volume, identity, Tiling((8, 16, 16)), classes=2))
-
-
-def test_file_holds_segmentation_and_probability(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    with h5py.File(tmp_path / "raw.h5", "w") as file:
-        file["raw"] = rng.random((20, 33, 41), "f4")
-        file["raw"].attrs["element_size_um"] = (2.0, 0.5, 0.5)
-    volume = open_volume(tmp_path / "raw.h5").crop((2, 0, 0), (20, 33, 41))
-    predict_to_file(volume, identity, f"{tmp_path}/out.h5", Tiling((8, 16, 16)), threshold=0.7)
-    with h5py.File(tmp_path / "out.h5") as file:
-        np.testing.assert_array_equal(file["segmentation"][:], volume[:][0] >= np.float32(0.7))
-        np.testing.assert_array_equal(file["probability"][:], volume[:][0].astype("f2"))
-        assert tuple(file["segmentation"].attrs["origin"]) == (2, 0, 0)
-    assert open_volume(f"{tmp_path}/out.h5:/segmentation").voxel_size == (2.0, 0.5, 0.5)
-
-    predict_to_file(
-        volume, lambda raw: torch.cat((raw, 1 - raw), 1), f"{tmp_path}/two.h5", Tiling((8, 16, 16)), classes=2
-    )
-    two = open_volume(f"{tmp_path}/two.h5:/segmentation")
-    assert (two.channels, two.shape) == (2, (18, 33, 41))
-
-
-def test_nan_in_the_raw_data_leaves_no_file(tmp_path: Path) -> None:
-    array = np.zeros((40, 64, 64), "f4")
-    array[33, 5, 6] = np.nan
-    volume = volume_of(array, str(tmp_path))
-    with pytest.raises(InputError, match=r"v\.npy holds nan at \(z, y, x\) = \(33, 5, 6\)"):
-        predict_to_file(volume, identity, f"{tmp_path}/out.h5", Tiling((8, 16, 16), block_voxels=1 << 15))
-    assert [p.name for p in tmp_path.iterdir()] == ["v.npy"]
 
 
 _PEAK = """

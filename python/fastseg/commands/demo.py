@@ -6,10 +6,8 @@ from __future__ import annotations
 import os
 import shutil
 
-import numpy as np
-
 from fastseg.commands.infer import evaluate_run, predict_run
-from fastseg.data.hdf5 import Hdf5Output
+from fastseg.data.outputs import ArraySpec, open_output
 from fastseg.data.phantoms import make_phantom
 from fastseg.errors import InputError
 from fastseg.methods.supervised import train
@@ -49,18 +47,16 @@ def run_demo(folder: str, seed: int, overwrite: bool = False) -> tuple[dict[str,
             raise InputError(f"{folder} already holds a demo: add --overwrite or name another folder")
         shutil.rmtree(os.path.join(folder, "run"), ignore_errors=True)
     phantoms = os.path.join(folder, "phantoms.h5")
-    with Hdf5Output(phantoms) as output:
-        for name, offset in (("train", 0), ("test", 1)):
-            phantom = make_phantom(_SHAPE, seed=2 * seed + offset)
-            for dataset, array in (("raw", phantom.raw), ("somata", phantom.instances)):
-                stored = output.create(
-                    f"{name}/{dataset}",
-                    array.shape,
-                    array.dtype,
-                    chunks=(16, 64, 64),
-                    voxel_size=phantom.voxel_size,
-                )
-                stored[...] = np.asarray(array)
+    arrays, specs = {}, {}
+    for name, offset in (("train", 0), ("test", 1)):
+        phantom = make_phantom(_SHAPE, seed=2 * seed + offset)
+        for dataset, array in (("raw", phantom.raw), ("somata", phantom.instances)):
+            arrays[f"{name}/{dataset}"] = array
+            specs[f"{name}/{dataset}"] = ArraySpec(
+                _SHAPE, array.dtype, (16, 64, 64), voxel_size=phantom.voxel_size
+            )
+    with open_output(phantoms, specs) as output:
+        output.write((0, 0, 0), _SHAPE, arrays)
     config = os.path.join(folder, "demo.yaml")
     write_atomically(config, _CONFIG.format(folder=folder, seed=seed).encode())
     run = train(load_config(config))

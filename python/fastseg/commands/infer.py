@@ -4,20 +4,22 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from fastseg.data.annotations import AnnotatedVolume
 from fastseg.data.intensity import measure_intensity
+from fastseg.data.outputs import OUTPUT_SUFFIXES
 from fastseg.data.volumes import open_volume
 from fastseg.errors import InputError
 from fastseg.methods.supervised import build_network
 from fastseg.metrics import Confusion, evaluate_volume, total
-from fastseg.predict import Tiling, choose_batch, predict_to_file, probability_of
+from fastseg.predict import Tiling, choose_batch, fingerprint, predict_to_file, probability_of
 from fastseg.report import draw_comparison, write_metrics
 from fastseg.train.checkpoint import RunFolder
-from fastseg.train.config import Config, apply_overrides, load_config, parse_config
-from fastseg.train.inputs import open_annotated
+from fastseg.train.config import Config, RegionConfig, apply_overrides, load_config, parse_config
+from fastseg.train.inputs import crop, open_annotated
 from fastseg.train.trainer import autocast_dtype, choose_device
 
 
@@ -27,30 +29,41 @@ def predict_run(
     raw: str | None = None,
     output: str | None = None,
     axes: str | None = None,
+    region: str | None = None,
     overrides: Sequence[str] = (),
+    restart: bool = False,
     quiet: bool = False,
 ) -> list[str]:
-    """Segment the test volumes of a run, or ``raw`` into ``output``; returns the files written."""
+    """Segment the test volumes of a run, or ``raw`` (or its ``region``) into ``output``; returns the files written.
+
+    What an interrupted prediction has finished is gone on with, unless ``restart``.
+    """
     run = RunFolder(path)
     state = run.load()
     config = parse_config(apply_overrides(state["config"], overrides), path)
     if (raw is None) != (output is None):
-        raise InputError("--raw and --output go together: a volume to segment and the HDF5 file to write")
+        raise InputError("--raw and --output go together: a volume to segment and the file to write")
+    if region is not None and raw is None:
+        raise InputError("--region goes with --raw; the regions of test volumes stand in data.test")
     if raw is not None and output is not None:
-        if not output.lower().endswith((".h5", ".hdf5")):
-            raise InputError(f"--output must end in .h5, got {output}")
-        volume = open_volume(raw, axes)
+        if not output.lower().endswith(OUTPUT_SUFFIXES):
+            raise InputError(f"--output must end in .h5 or .zarr, got {output}")
+        volume = crop(open_volume(raw, axes), parse_region(region)) if region else open_volume(raw, axes)
         if os.path.exists(output) and os.path.samefile(output, volume.source.path):
             raise InputError(f"--output {output} is the file that --raw is in: name another")
         jobs = [(volume, output)]
     else:
         if not config.data.test:
             raise InputError(f"{run.file('config.yaml')} names no data.test volume: give --raw and --output")
-        jobs = [(volume.raw, prediction_path(run, i)) for i, volume in enumerate(_open_tests(config))]
+        jobs = [
+            (volume.raw, _prediction_path(run, i, config.predict.format))
+            for i, volume in enumerate(_open_tests(config))
+        ]
     device = choose_device(config.train.device)
     network = build_network(config, state["channels"]).to(device)
     network.load_state_dict(state["network"])
     network.eval()
+    precision = autocast_dtype(config.train.precision, device)
     for volume, target in jobs:
         if volume.channels != state["channels"]:
             raise InputError(f"{volume.name} must have {state['channels']} channels, got {volume.channels}")
@@ -58,7 +71,7 @@ def predict_run(
             network,
             measure_intensity(volume, config.data.normalize),
             device=device,
-            precision=autocast_dtype(config.train.precision, device),
+            precision=precision,
             flips=config.predict.flips,
         )
         batch = config.predict.batch
@@ -79,6 +92,13 @@ def predict_run(
             threshold=config.predict.threshold,
             probability=config.predict.probability,
             device=device,
+            settings={
+                "network": fingerprint(network),
+                "intensity": config.data.normalize,
+                "flips": config.predict.flips,
+                "precision": str(precision),
+            },
+            restart=restart,
             quiet=quiet,
         )
     return [target for _, target in jobs]
@@ -96,10 +116,6 @@ def evaluate_run(path: str) -> tuple[dict[str, Confusion], list[str]]:
     for number, truth in enumerate(tests):
         if truth.labels is None:
             raise InputError(f"data.test.{number} ({truth.raw.name}) has no labels to evaluate against")
-        if not os.path.exists(prediction_path(run, number)):
-            raise InputError(
-                f"{prediction_path(run, number)} does not exist: run fastseg predict {path} first"
-            )
         prediction = open_volume(f"{prediction_path(run, number)}:/segmentation")
         results[_label(number, truth)] = counts = evaluate_volume(prediction, truth)
         figure = run.file("figures", f"test_{number}.png")
@@ -111,7 +127,27 @@ def evaluate_run(path: str) -> tuple[dict[str, Confusion], list[str]]:
 
 
 def prediction_path(run: RunFolder, number: int) -> str:
-    return run.file("predictions", f"test_{number}.h5")
+    """Where the prediction of a test volume is; of two formats, the newer one. InputError if there is none."""
+    paths = [_prediction_path(run, number, suffix) for suffix in ("h5", "zarr")]
+    found = [path for path in paths if os.path.exists(path)]
+    if not found:
+        raise InputError(f"{paths[0]} does not exist: run fastseg predict {run.path} first")
+    return max(found, key=os.path.getmtime)
+
+
+def parse_region(text: str) -> RegionConfig:
+    """``z=0:64,x=100:356`` as a region."""
+    ranges = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([zyx])\s*=\s*(\d+)\s*:\s*(\d+)\s*", part)
+        if not match or match[1] in ranges:
+            raise InputError(f"--region must look like z=0:64,x=100:356, each axis once, got {text!r}")
+        ranges[match[1]] = (int(match[2]), int(match[3]))
+    return RegionConfig.model_construct(**ranges)
+
+
+def _prediction_path(run: RunFolder, number: int, suffix: str) -> str:
+    return run.file("predictions", f"test_{number}.{suffix}")
 
 
 def _open_tests(config: Config) -> list[AnnotatedVolume]:

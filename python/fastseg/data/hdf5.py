@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""HDF5 datasets as sources, and HDF5 files as outputs that appear only when they are whole."""
+"""HDF5 datasets as sources."""
 
 from __future__ import annotations
 
-import io
 import os
 from typing import Any
 
@@ -91,97 +90,3 @@ def _hdf5_voxel_size(attributes: Any) -> tuple[float, float, float] | None:
 def _listing(names: list[str]) -> str:
     shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
     return shown or "no dataset at all"
-
-
-class Hdf5Output:
-    """An HDF5 file that gets its name only when it is whole: written as ``<path>.partial``, then renamed.
-
-    Use as a context manager; an error inside, a full disk among them, removes the partial file and leaves
-    what stood at ``path``.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
-        self.partial = self.path + ".partial"
-
-    def __enter__(self) -> Hdf5Output:
-        import h5py
-
-        try:
-            os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
-            self.storage = _Storage(self.partial, "w+")
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be written: {reason(error)}") from error
-        self.file = h5py.File(self.storage, "w")
-        return self
-
-    def create(
-        self,
-        name: str,
-        shape: tuple[int, ...],
-        dtype: Any,
-        *,
-        chunks: tuple[int, ...],
-        voxel_size: tuple[float, float, float] | None = None,
-        **attributes: Any,
-    ) -> Any:
-        """A compressed dataset to assign boxes to; chunk-aligned boxes are compressed once."""
-        chunks = tuple(min(c, n) for c, n in zip(chunks, shape, strict=True))
-        # Level 1: the higher ones cost several times more for a few per cent of size.
-        array = self.file.create_dataset(
-            name, shape, dtype, chunks=chunks, compression="gzip", compression_opts=1
-        )
-        if voxel_size is not None:
-            array.attrs["element_size_um"] = voxel_size
-        array.attrs.update(attributes)
-        return array
-
-    def check(self) -> None:
-        """InputError if anything written so far did not reach the disk; call it between boxes."""
-        if self.storage.failure is not None:
-            raise InputError(f"{self.path} cannot be written: {reason(self.storage.failure)}")
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self.file.close()
-        if error is None and self.storage.failure is None:
-            self.storage.sync()
-        self.storage.close()
-        try:
-            if error is None:
-                self.check()
-                os.replace(self.partial, self.path)
-        finally:
-            if os.path.exists(self.partial):
-                os.remove(self.partial)
-
-
-class _Storage(io.FileIO):
-    """A file that remembers its first failure and takes the rest of the writes as done.
-
-    HDF5 cannot close a file whose last writes fail, and takes the process down with it at exit.
-    """
-
-    failure: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        done = 0
-        while done < len(view) and self.failure is None:
-            try:
-                done += super().write(view[done:])
-            except OSError as error:
-                self.failure = error
-        return len(view)
-
-    def truncate(self, size: int | None = None) -> int:
-        try:
-            return super().truncate(size)
-        except OSError as error:
-            self.failure = self.failure or error
-            return size or 0
-
-    def sync(self) -> None:
-        try:
-            os.fsync(self.fileno())
-        except OSError as error:
-            self.failure = self.failure or error

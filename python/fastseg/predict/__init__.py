@@ -3,7 +3,7 @@
 
 from fastseg.predict.files import predict_to_file
 from fastseg.predict.grid import Block, Grid, Tiling
-from fastseg.predict.network import Flips, choose_batch, probability_of
+from fastseg.predict.network import Flips, choose_batch, fingerprint, probability_of
 from fastseg.predict.stream import CHUNK, predict_blocks
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Grid",
     "Tiling",
     "choose_batch",
+    "fingerprint",
     "predict_blocks",
     "predict_to_file",
     "probability_of",

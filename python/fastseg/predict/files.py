@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""From a volume's file to a segmentation's file."""
+"""From a volume's file to a segmentation's file: resumable, and shared among processes."""
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
 
-from fastseg.data.hdf5 import Hdf5Output
+from fastseg.data.outputs import ArraySpec, open_output
 from fastseg.data.volumes import Volume
-from fastseg.predict.grid import Tiling
+from fastseg.predict.grid import Grid, Tiling
 from fastseg.predict.stream import CHUNK, Network, predict_blocks
 
 
@@ -24,38 +29,70 @@ def predict_to_file(
     threshold: float = 0.5,
     probability: bool = True,
     device: torch.device | str = "cpu",
+    settings: Mapping[str, Any] | None = None,
+    restart: bool = False,
+    rank: int = 0,
+    world: int = 1,
+    barrier: Callable[[], None] | None = None,
     quiet: bool = True,
 ) -> None:
-    """Write ``/segmentation`` (uint8, 1 where the probability reaches the threshold) and ``/probability``
-    (float16) of a volume to an HDF5 file, (z, y, x) for one class and (C, z, y, x) for more.
+    """Write ``segmentation`` (uint8, 1 where the probability reaches the threshold) and ``probability`` (float16)
+    of a volume to ``path``, an .h5 or .zarr, (z, y, x) for one class and (C, z, y, x) for more.
 
-    network gives probabilities. The file appears under its name only when it is whole.
+    network gives probabilities. The output appears under its name only when it is whole; until then finished
+    blocks are kept in ``<path>.partial``, and the same call goes on from them after a kill, to the same result bit
+    for bit. settings: what else decides the result, such as the checkpoint's hash; a partial output of other
+    settings is an InputError, unless ``restart`` throws it away.
+    rank, world, barrier: several processes share the blocks; see ``open_output``.
     """
-    done, voxels = 0, int(np.prod(volume.shape))
-    with Hdf5Output(path) as output:
-        leading = (classes,) if classes > 1 else ()
-        kinds = {"segmentation": np.uint8} | ({"probability": np.float16} if probability else {})
-        outputs = {
-            name: output.create(
-                name,
-                (*leading, *volume.shape),
-                dtype,
-                chunks=(*(1 for _ in leading), *CHUNK),
-                voxel_size=volume.voxel_size,
-                source=volume.name,
-                origin=volume.origin,
-            )
-            for name, dtype in kinds.items()
-        }
-        for start, stop, values in predict_blocks(volume, network, tiling, classes=classes, device=device):
-            arrays = {"segmentation": (values >= threshold).to(torch.uint8), "probability": values.half()}
-            box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
-            for name, dataset in outputs.items():
-                array = arrays[name].cpu().numpy()
-                dataset[(slice(None), *box) if classes > 1 else box] = array if classes > 1 else array[0]
-            output.check()
-            done += int(np.prod([b - a for a, b in zip(start, stop, strict=True)]))
-            if not quiet and sys.stderr.isatty():
-                print(f"\rpredict {volume.name}: {100 * done // voxels} %", end="", file=sys.stderr)
-        if not quiet and sys.stderr.isatty():
-            print(file=sys.stderr)
+    leading = (classes,) if classes > 1 else ()
+    kinds = {"segmentation": np.uint8} | ({"probability": np.float16} if probability else {})
+    arrays = {
+        name: ArraySpec(
+            (*leading, *volume.shape),
+            dtype,
+            (*(1 for _ in leading), *CHUNK),
+            voxel_size=volume.voxel_size,
+            attributes={"source": volume.name, "origin": volume.origin},
+        )
+        for name, dtype in kinds.items()
+    }
+    blocks = Grid(volume.shape, tiling, CHUNK).blocks()
+    boxes = {(block.start, block.stop): block for block in blocks}
+    stated = os.stat(volume.source.path) if os.path.exists(volume.source.path) else None
+    decided_by = {
+        "raw changed": stated and [stated.st_size, stated.st_mtime_ns],
+        "threshold": threshold,
+        "tiling": asdict(tiling),
+        **(settings or {}),
+    }
+    ranks = {"rank": rank, "world": world, "barrier": barrier}
+    with (
+        open_output(
+            path, arrays, blocks=list(boxes), settings=decided_by, resume=not restart, **ranks
+        ) as output,
+        ThreadPoolExecutor(1, thread_name_prefix="fastseg-write") as writer,
+    ):
+        pending = [boxes[box] for box in output.pending()]
+        writing: Future[None] | None = None
+        for number, (start, stop, values) in enumerate(
+            predict_blocks(volume, network, tiling, classes=classes, device=device, blocks=pending), 1
+        ):
+            results = {"segmentation": (values >= threshold).to(torch.uint8).cpu().numpy()}
+            if probability:
+                results["probability"] = values.half().cpu().numpy()
+            if classes == 1:
+                results = {name: array[0] for name, array in results.items()}
+            # One block is compressed and written while the next is predicted; no more wait.
+            if writing is not None:
+                writing.result()
+            writing = writer.submit(output.write, start, stop, results)
+            if not quiet:
+                _show(volume.name, number / len(pending))
+        if writing is not None:
+            writing.result()
+
+
+def _show(name: str, share: float) -> None:
+    if sys.stderr.isatty():
+        print(f"\rpredict {name}: {100 * share:.0f} %", end="\n" if share == 1 else "", file=sys.stderr)

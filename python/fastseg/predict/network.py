@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from typing import Literal
@@ -69,6 +70,15 @@ def choose_batch(network: Network, window: tuple[int, ...], dtype: np.dtype, dev
     network(torch.from_numpy(np.zeros((1, *window), dtype)).to(device))
     needed = max(torch.cuda.max_memory_allocated(device) - before, 1)
     return min(busy, _power_of_two_below(_SHARE_OF_FREE_MEMORY * free / needed))
+
+
+def fingerprint(network: nn.Module) -> str:
+    """A hash of a network's weights and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _power_of_two_below(value: float) -> int:

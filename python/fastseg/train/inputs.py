@@ -38,11 +38,11 @@ def open_annotated(entry: VolumeConfig, data: DataConfig) -> AnnotatedVolume:
                 f"{what} {volume.name} must have the shape of raw {raw.name}, {raw.shape} (z, y, x), "
                 f"got {volume.shape}"
             )
-    raw = _crop(raw, entry.region)
+    raw = crop(raw, entry.region)
     return AnnotatedVolume(
         raw,
-        _crop(labels, entry.region) if labels else None,
-        _crop(mask, entry.region) if mask else None,
+        crop(labels, entry.region) if labels else None,
+        crop(mask, entry.region) if mask else None,
         _annotation(entry.annotated, raw),
         tuple(data.classes) if data.classes else None,
         data.ignore_label,
@@ -53,7 +53,8 @@ def _open(path: str, data: DataConfig, axes: str | None = None) -> Volume:
     return open_volume(os.path.join(data.root or ".", os.path.expanduser(path)), axes)
 
 
-def _crop(volume: Volume, region: RegionConfig) -> Volume:
+def crop(volume: Volume, region: RegionConfig) -> Volume:
+    """The region of a volume; InputError where it reaches beyond."""
     ranges = [
         limits or (0, size) for limits, size in zip((region.z, region.y, region.x), volume.shape, strict=True)
     ]
