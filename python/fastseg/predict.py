@@ -41,6 +41,7 @@ def predict_blocks(
     tiling: Tiling,
     *,
     device: torch.device | str = "cpu",
+    blocks: Sequence[tuple[Box, Box]] | None = None,
 ) -> Iterator[tuple[Box, Box, Tensor]]:
     """Yield (start, stop, prediction) of the blocks of a volume; prediction is float32 (C, z, y, x) on ``device``.
 
@@ -48,11 +49,12 @@ def predict_blocks(
     blended with weights that fall off linearly from the window's centre. A network that returns its input gets
     back exactly its input, whatever the overlap: a running weighted mean of equal values is that value.
     A volume smaller than the window is mirrored up to it.
+    blocks: some of ``blocks_of(volume.shape, tiling.block_voxels)``; all by default.
     Memory: 4 (C + 1) bytes per voxel of a block, and one block of raw data with a window's margin.
     """
     positions = [_positions(n, w, tiling.overlap) for n, w in zip(volume.shape, tiling.window, strict=True)]
     weight = torch.from_numpy(_blend_weight(tiling.window)).to(device)
-    for start, stop in _blocks(volume.shape, tiling.block_voxels):
+    for start, stop in blocks_of(volume.shape, tiling.block_voxels) if blocks is None else blocks:
         touching = [
             [p for p in places if p < b and p + w > a]
             for places, w, a, b in zip(positions, tiling.window, start, stop, strict=True)
@@ -130,7 +132,7 @@ def _positions(size: int, window: int, overlap: float) -> list[int]:
     return [*range(0, last, stride), last]
 
 
-def _blocks(shape: Box, most_voxels: int) -> Iterator[tuple[Box, Box]]:
+def blocks_of(shape: Box, most_voxels: int) -> Iterator[tuple[Box, Box]]:
     """Chunk-aligned boxes of at most about most_voxels, near cubes, which have the fewest shared windows."""
     size = np.minimum(shape, _CHUNK)
     growing = True

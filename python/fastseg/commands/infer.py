@@ -4,24 +4,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from fastseg.data.annotations import AnnotatedVolume
-from fastseg.data.intensity import measure_intensity
-from fastseg.data.volumes import Volume, open_volume
+from fastseg.data.volumes import open_volume
 from fastseg.errors import InputError
-from fastseg.methods.supervised import build_network, scale_intensity
+from fastseg.methods.supervised import build_network, probability_of
 from fastseg.metrics import Confusion, evaluate_volume, total
 from fastseg.predict import Tiling, predict_to_file
 from fastseg.report import draw_comparison, write_metrics
 from fastseg.train.checkpoint import RunFolder
 from fastseg.train.config import Config, apply_overrides, load_config, parse_config
+from fastseg.train.device import choose_device
 from fastseg.train.inputs import open_annotated
-from fastseg.train.trainer import autocast_dtype, choose_device
 
 
 def predict_run(
@@ -35,8 +31,8 @@ def predict_run(
 ) -> list[str]:
     """Segment the test volumes of a run, or ``raw`` into ``output``; returns the files written."""
     run = RunFolder(path)
-    state = run.load()
-    config = parse_config(apply_overrides(state["config"], overrides), path)
+    config = parse_config(apply_overrides(run.load()["config"], overrides), path)
+    state = run.load_for_prediction(config.predict.checkpoint)
     if (raw is None) != (output is None):
         raise InputError("--raw and --output go together: a volume to segment and the HDF5 file to write")
     if raw is not None and output is not None:
@@ -99,24 +95,6 @@ def evaluate_run(path: str) -> tuple[dict[str, Confusion], list[str]]:
 
 def prediction_path(run: RunFolder, number: int) -> str:
     return run.file("predictions", f"test_{number}.h5")
-
-
-def probability_of(
-    network: torch.nn.Module, volume: Volume, config: Config, device: torch.device
-) -> Callable[[Tensor], Tensor]:
-    """Raw windows of ``volume`` to probabilities: its intensity scaling, the network, a sigmoid."""
-    intensity = measure_intensity(volume, config.data.normalize)
-    shift, scale = (torch.tensor([values], device=device) for values in (intensity.shift, intensity.scale))
-    precision = autocast_dtype(config.train.precision, device)
-
-    @torch.inference_mode()
-    def probability(raw: Tensor) -> Tensor:
-        image = scale_intensity(raw, shift, scale).contiguous(memory_format=torch.channels_last_3d)
-        with torch.autocast(device.type, precision, enabled=precision is not None):
-            logits = network(image)
-        return logits.float().sigmoid()
-
-    return probability
 
 
 def _open_tests(config: Config) -> list[AnnotatedVolume]:
