@@ -5,7 +5,12 @@ from importlib.metadata import version as _version
 
 from fastseg import nn
 from fastseg._C import build_info
-from fastseg.ops import BCETerms, masked_weighted_bce, masked_weighted_bce_terms
+from fastseg.ops import (
+    BCETerms,
+    masked_weighted_bce,
+    masked_weighted_bce_across_ranks,
+    masked_weighted_bce_terms,
+)
 
 __version__ = _version("fastseg")
 
@@ -14,6 +19,7 @@ __all__ = [
     "__version__",
     "build_info",
     "masked_weighted_bce",
+    "masked_weighted_bce_across_ranks",
     "masked_weighted_bce_terms",
     "nn",
 ]

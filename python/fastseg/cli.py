@@ -7,12 +7,13 @@ trace. Commands import what they need themselves, so that --help stays fast.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, Optional
 
 import typer
 
-from fastseg.errors import InputError
+from fastseg.errors import EXIT_INTERRUPTED, InputError, Interrupted
 
 app = typer.Typer(
     add_completion=False,
@@ -57,7 +58,8 @@ def train(
     from fastseg.methods.supervised import train as run_training
 
     run = run_training(_load(config, overrides), resume=resume)
-    print(f"trained: fastseg predict {run.path}, then fastseg evaluate {run.path}")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"trained: fastseg predict {run.path}, then fastseg evaluate {run.path}")
 
 
 @app.command()
@@ -150,6 +152,9 @@ def main() -> None:
     except InputError as error:
         print(f"fastseg: {error}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as reason:
+        print(f"fastseg: {reason}", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
     except KeyboardInterrupt:
         print("fastseg: interrupted; checkpoints written so far are whole", file=sys.stderr)
         sys.exit(130)

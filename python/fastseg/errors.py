@@ -4,3 +4,11 @@
 
 class InputError(ValueError):
     """A file, a config key or an option is unusable. The command line prints one line and exits with 2."""
+
+
+class Interrupted(Exception):
+    """Training was asked to stop, and has written its checkpoint. The command line exits with EXIT_INTERRUPTED."""
+
+
+# EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command goes on later.
+EXIT_INTERRUPTED = 75

@@ -13,8 +13,8 @@ from fastseg.data.patches import PatchSampler, Sampling
 from fastseg.data.volumes import Volume
 from fastseg.methods.supervised import build_network, describe
 from fastseg.train.config import Config
+from fastseg.train.device import autocast_dtype, choose_device
 from fastseg.train.inputs import open_annotated, open_training
-from fastseg.train.trainer import autocast_dtype, choose_device
 
 
 def check_run(config: Config) -> list[str]:

@@ -9,18 +9,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastseg.data.annotations import AnnotatedVolume
-from fastseg.data.intensity import measure_intensity
 from fastseg.data.outputs import OUTPUT_SUFFIXES
 from fastseg.data.volumes import open_volume
 from fastseg.errors import InputError
+from fastseg.methods.inference import decided_by, predictor, tiling_of
 from fastseg.methods.supervised import build_network
 from fastseg.metrics import Confusion, evaluate_volume, total
-from fastseg.predict import Tiling, choose_batch, fingerprint, predict_to_file, probability_of
+from fastseg.predict import predict_to_file
 from fastseg.report import draw_comparison, write_metrics
 from fastseg.train.checkpoint import RunFolder
 from fastseg.train.config import Config, RegionConfig, apply_overrides, load_config, parse_config
 from fastseg.train.inputs import crop, open_annotated
-from fastseg.train.trainer import autocast_dtype, choose_device
+from fastseg.train.memory import explaining_out_of_memory
+from fastseg.train.ranks import join
 
 
 def predict_run(
@@ -39,8 +40,8 @@ def predict_run(
     What an interrupted prediction has finished is gone on with, unless ``restart``.
     """
     run = RunFolder(path)
-    state = run.load()
-    config = parse_config(apply_overrides(state["config"], overrides), path)
+    config = parse_config(apply_overrides(run.load()["config"], overrides), path)
+    state = run.load_for_prediction(config.predict.checkpoint)
     if (raw is None) != (output is None):
         raise InputError("--raw and --output go together: a volume to segment and the file to write")
     if region is not None and raw is None:
@@ -59,48 +60,32 @@ def predict_run(
             (volume.raw, _prediction_path(run, i, config.predict.format))
             for i, volume in enumerate(_open_tests(config))
         ]
-    device = choose_device(config.train.device)
-    network = build_network(config, state["channels"]).to(device)
-    network.load_state_dict(state["network"])
-    network.eval()
-    precision = autocast_dtype(config.train.precision, device)
-    for volume, target in jobs:
+    for volume, _ in jobs:
         if volume.channels != state["channels"]:
             raise InputError(f"{volume.name} must have {state['channels']} channels, got {volume.channels}")
-        predict = probability_of(
-            network,
-            measure_intensity(volume, config.data.normalize),
-            device=device,
-            precision=precision,
-            flips=config.predict.flips,
-        )
-        batch = config.predict.batch
-        if batch == "auto":
-            batch = choose_batch(predict, (volume.channels, *config.patch), volume.dtype, device)
-        predict_to_file(
-            volume,
-            predict,
-            target,
-            Tiling(
-                config.patch,
-                config.predict.overlap,
-                batch,
-                config.predict.block_voxels,
-                config.predict.skip_below,
-            ),
-            classes=len(config.data.classes or [1]),
-            threshold=config.predict.threshold,
-            probability=config.predict.probability,
-            device=device,
-            settings={
-                "network": fingerprint(network),
-                "intensity": config.data.normalize,
-                "flips": config.predict.flips,
-                "precision": str(precision),
-            },
-            restart=restart,
-            quiet=quiet,
-        )
+    sizes = {"predict.batch": config.predict.batch, "predict.block_voxels": config.predict.block_voxels}
+    with join(config.train.device) as ranks, explaining_out_of_memory(ranks, sizes, "lower one of them"):
+        network = build_network(config, state["channels"]).to(ranks.device)
+        network.load_state_dict(state["network"])
+        network.eval()
+        for volume, target in jobs:
+            predict = predictor(network, volume, config, ranks.device)
+            predict_to_file(
+                volume,
+                predict,
+                target,
+                ranks.from_first(tiling_of(config, predict, volume, ranks.device)),
+                classes=len(config.data.classes or [1]),
+                threshold=config.predict.threshold,
+                probability=config.predict.probability,
+                device=ranks.device,
+                settings=decided_by(config, network, ranks.device),
+                restart=restart,
+                rank=ranks.rank,
+                world=ranks.count,
+                barrier=ranks.meet,
+                quiet=quiet or not ranks.first,
+            )
     return [target for _, target in jobs]
 
 

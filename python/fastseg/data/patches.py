@@ -119,14 +119,17 @@ class PatchLoader:
         batch: int,
         threads: int,
         pin_memory: bool = False,
+        places: range | None = None,
     ) -> None:
+        """places: those of the batch to load, one process's share of it; all by default."""
+        self.places = range(batch) if places is None else places
         self.volumes, self.intensities, self.sampler = volumes, intensities, sampler
-        self.batch, self.threads, self.pin_memory = batch, threads, pin_memory
+        self.threads, self.pin_memory = threads, pin_memory
 
     def load(self, step: int) -> Batch:
         """The batch of one step."""
         raws, targets, codes, shifts, scales = [], [], [], [], []
-        for place in range(self.batch):
+        for place in self.places:
             which, start = self.sampler.draw(step, place)
             stop = tuple(s + p for s, p in zip(start, self.sampler.patch, strict=True))
             raws.append(self.volumes[which].read_raw(start, stop))

@@ -19,15 +19,29 @@ from fastseg.data.augment import Augmentation, augment
 from fastseg.data.intensity import measure_intensity, scale_intensity
 from fastseg.data.patches import Batch, PatchLoader, PatchSampler, Sampling
 from fastseg.errors import InputError
+from fastseg.methods.inference import predictor, tiling_of
+from fastseg.methods.validation import Validation
 from fastseg.nets.unet import UNet
 from fastseg.nn import MaskedWeightedBCE
 from fastseg.train.checkpoint import RunFolder, write_atomically
 from fastseg.train.config import Config, dump_config
-from fastseg.train.inputs import open_training
-from fastseg.train.trainer import choose_device, fit
+from fastseg.train.inputs import open_training, open_validation
+from fastseg.train.memory import explaining_out_of_memory
+from fastseg.train.ranks import Ranks, join
+from fastseg.train.task import Task
+from fastseg.train.trainer import fit
 
 # Keys that may differ between a run and its continuation: they change where or how fast, not what.
-_FREE_TO_CHANGE = ("output", "data.root", "data.threads", "data.test", "train.device", "predict")
+_FREE_TO_CHANGE = (
+    "output",
+    "data.root",
+    "data.threads",
+    "data.test",
+    "train.device",
+    "train.compile",
+    "train.checkpoint_every",
+    "predict",
+)
 
 
 class SliceNetwork(nn.Module):
@@ -57,31 +71,46 @@ def build_network(config: Config, channels: int) -> nn.Module:
     return SliceNetwork(network) if dims == 2 else network
 
 
-class SupervisedTask:
-    """Batches and loss for ``fit``."""
+class SupervisedTask(Task):
+    """Batches, loss and validation for ``fit``, of this process's places in the global batch."""
 
-    def __init__(self, config: Config, volumes: list[AnnotatedVolume], device: torch.device) -> None:
-        self.config, self.device = config, device
+    def __init__(self, config: Config, volumes: list[AnnotatedVolume], ranks: Ranks) -> None:
+        self.config, self.device = config, ranks.device
         self.indexes = [index_labels(volume, config.seed) for volume in volumes]
         sampling = Sampling(**config.data.sampling.model_dump())
         sampler = PatchSampler(volumes, self.indexes, config.patch, sampling, config.seed)
+        self.places = ranks.places(config.train.batch)
         self.loader = PatchLoader(
             volumes,
             [measure_intensity(volume.raw, config.data.normalize) for volume in volumes],
             sampler,
             batch=config.train.batch,
             threads=config.data.threads,
-            pin_memory=device.type == "cuda",
+            pin_memory=self.device.type == "cuda",
+            places=self.places,
         )
         torch.manual_seed(config.seed)
-        self.network = build_network(config, volumes[0].raw.channels).to(device)
+        self.network = build_network(config, volumes[0].raw.channels).to(self.device)
         weight = config.loss.pos_weight
         self.criterion = MaskedWeightedBCE(
             pseudo_weight=config.loss.pseudo_weight,
             pos_weight=torch.tensor(weight) if weight else None,
             normalize=config.loss.normalize,
-        ).to(device)
+            across_ranks=ranks.count > 1,
+        ).to(self.device)
         self.augmentation = Augmentation(**config.train.augment.model_dump())
+        held_out = open_validation(config, volumes[0].raw)
+        predictors = [predictor(self.network, volume.raw, config, self.device) for volume in held_out]
+        self.validation = Validation(
+            held_out,
+            predictors,
+            [
+                tiling_of(config, *pair, self.device)
+                for pair in zip(predictors, (v.raw for v in held_out), strict=True)
+            ],
+            config.predict.threshold,
+            ranks,
+        )
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         return self.loader.batches(first, last)
@@ -89,32 +118,46 @@ class SupervisedTask:
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         batch = batch.to(self.device)
         image = scale_intensity(batch.raw, batch.shift, batch.scale)
-        rng = np.random.default_rng((self.config.seed, step, self.config.train.batch))
-        image, target, codes = augment(image, batch.target, batch.codes, self.augmentation, rng)
+        image, target, codes = self._augment(image, batch.target, batch.codes, step)
         logits = self.network(image.contiguous(memory_format=torch.channels_last_3d))
         return self.criterion(logits, target, codes), {}
 
+    def validate(self) -> dict[str, float]:
+        return self.validation.measure()
+
+    def _augment(self, image: Tensor, target: Tensor, codes: Tensor, step: int) -> tuple[Tensor, ...]:
+        # Each place of the global batch has a random stream of its own, whichever process holds it. The last
+        # number keeps it apart from the stream that drew the patch.
+        samples = []
+        for sample, place in zip(zip(image, target, codes, strict=True), self.places, strict=True):
+            rng = np.random.default_rng((self.config.seed, step, place, 1))
+            samples.append(augment(*(tensor[None] for tensor in sample), self.augmentation, rng))
+        return tuple(torch.cat(tensors) for tensors in zip(*samples, strict=True))
+
 
 def train(config: Config, *, resume: bool = False, quiet: bool = False) -> RunFolder:
-    """Train the network of a configuration into the folder ``config.output``."""
+    """Train the network of a configuration into the folder ``config.output``, with the processes that torchrun or
+    the like started."""
     run = RunFolder(config.output)
-    saved = run.checkpoints()
-    if saved and not resume:
-        raise InputError(
-            f"{run.path} already holds a run at step {saved[-1][0]}: add --resume to go on with it, "
-            "or give another output"
-        )
-    if saved:
-        _require_same(config, run.load()["config"], run.path)
-    device = choose_device(config.train.device)
-    volumes = open_training(config)
-    task = SupervisedTask(config, volumes, device)
-    if not quiet:
-        for volume, index in zip(volumes, task.indexes, strict=True):
-            print(describe(volume, index))
-    write_atomically(run.file("config.yaml"), dump_config(config).encode())
-    extra = {"config": config.model_dump(mode="json"), "channels": volumes[0].raw.channels}
-    fit(task, config.train, run, device, resume=resume, extra=extra, quiet=quiet)
+    sizes = {
+        "train.batch": config.train.batch,
+        "data.patch": config.data.patch,
+        "network.width": config.network.width,
+        "train.precision": config.train.precision,
+    }
+    advice = "lower train.batch, data.patch or network.width, or set train.precision: bf16"
+    with join(config.train.device) as ranks, explaining_out_of_memory(ranks, sizes, advice):
+        if ranks.first:
+            _require_fresh_or_same(config, run, resume)
+        volumes = open_training(config)
+        task = SupervisedTask(config, volumes, ranks)
+        if ranks.first:
+            if not quiet:
+                for volume, index in zip(volumes, task.indexes, strict=True):
+                    print(describe(volume, index))
+            write_atomically(run.file("config.yaml"), dump_config(config).encode())
+        extra = {"config": config.model_dump(mode="json"), "channels": volumes[0].raw.channels}
+        fit(task, config.train, run, ranks, resume=resume, extra=extra, seed=config.seed, quiet=quiet)
     return run
 
 
@@ -132,8 +175,16 @@ def describe(volume: AnnotatedVolume, index: LabelIndex) -> str:
     )
 
 
-def _require_same(config: Config, saved: dict[str, Any], path: str) -> None:
-    now, before = _flatten(config.model_dump(mode="json")), _flatten(saved)
+def _require_fresh_or_same(config: Config, run: RunFolder, resume: bool) -> None:
+    found = run.checkpoints()
+    if not found:
+        return
+    if not resume:
+        raise InputError(
+            f"{run.path} already holds a run at step {found[-1][0]}: add --resume to go on with it, "
+            "or give another output"
+        )
+    now, before = _flatten(config.model_dump(mode="json")), _flatten(run.load()["config"])
     changed = sorted(
         key
         for key in now.keys() | before.keys()
@@ -142,8 +193,8 @@ def _require_same(config: Config, saved: dict[str, Any], path: str) -> None:
     if changed:
         key = changed[0]
         raise InputError(
-            f"{path} was begun with {key} = {before.get(key)!r}, now it is {now.get(key)!r}: a run goes on with "
-            "the configuration it was begun with"
+            f"{run.path} was begun with {key} = {before.get(key)!r}, now it is {now.get(key)!r}: a run goes on "
+            "with the configuration it was begun with"
         )
 
 

@@ -2,5 +2,11 @@
 """The fused ops. Each has a kernel per device and a definition in plain PyTorch (fastseg.ops.reference)."""
 
 from fastseg.ops.masked_bce import BCETerms, masked_weighted_bce, masked_weighted_bce_terms
+from fastseg.ops.masked_bce_across_ranks import masked_weighted_bce_across_ranks
 
-__all__ = ["BCETerms", "masked_weighted_bce", "masked_weighted_bce_terms"]
+__all__ = [
+    "BCETerms",
+    "masked_weighted_bce",
+    "masked_weighted_bce_across_ranks",
+    "masked_weighted_bce_terms",
+]

@@ -13,7 +13,7 @@ from fastseg.ops.reference.masked_bce import masked_bce_map_reference, masked_bc
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _BYTES = (torch.uint8, torch.bool)
-_NORMALIZE = ("voxels", "weight", "terms", "sum")  # the kernels' BceNormalize; "sum" is a reduction here
+NORMALIZE = ("voxels", "weight", "terms", "sum")  # the kernels' BceNormalize; "sum" is a reduction here
 
 
 class BCETerms(NamedTuple):
@@ -89,7 +89,7 @@ def masked_weighted_bce(
         unless `normalize` says otherwise. pos_weight as in torch.nn.BCEWithLogitsLoss.
     """
     options = (pseudo_weight, normalize, reduction)
-    _check(logits, target, mask, weight, pos_weight, *options)
+    check_arguments(logits, target, mask, weight, pos_weight, *options)
     tensors = (logits, target, mask, weight, pos_weight)
     if reduction == "none":
         return _map(*tensors, pseudo_weight, impl)
@@ -118,7 +118,7 @@ def masked_weighted_bce_terms(
         the labelled and over the pseudo-labelled voxels, without pseudo_weight, 0 where there are none; and
         the number of each. All but the loss are detached.
     """
-    _check(logits, target, mask, weight, pos_weight, pseudo_weight, normalize, reduction)
+    check_arguments(logits, target, mask, weight, pos_weight, pseudo_weight, normalize, reduction)
     tensors = (logits, target, mask, weight, pos_weight)
     if reduction == "none":
         loss = _map(*tensors, pseudo_weight, impl)
@@ -127,12 +127,12 @@ def masked_weighted_bce_terms(
     else:
         loss, stats = _reduced(*tensors, pseudo_weight, normalize, reduction, impl)
     sums, counts = stats[0:2], stats[4:6]
-    means = (sums / counts.clamp(min=1)).to(_loss_dtype(logits))
+    means = (sums / counts.clamp(min=1)).to(loss_dtype(logits))
     counts = counts.long()
     return BCETerms(loss, means[0], means[1], counts[0], counts[1])
 
 
-def _loss_dtype(logits: Tensor) -> torch.dtype:
+def loss_dtype(logits: Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
@@ -140,19 +140,19 @@ def _reduced(logits, target, mask, weight, pos_weight, pseudo_weight, normalize,
     mode = "sum" if reduction == "sum" else normalize
     if not use_fused("masked_bce", impl, logits.device):
         return masked_bce_reference(logits, target, mask, weight, pos_weight, pseudo_weight, mode)
-    _check_no_grad(impl, target=target, weight=weight, pos_weight=pos_weight)
-    index = _NORMALIZE.index(mode)
+    check_no_grad(impl, target=target, weight=weight, pos_weight=pos_weight)
+    index = NORMALIZE.index(mode)
     return torch.ops.fastseg.masked_bce(logits, target, mask, weight, pos_weight, pseudo_weight, index)
 
 
 def _map(logits, target, mask, weight, pos_weight, pseudo_weight, impl):
     if not use_fused("masked_bce", impl, logits.device):
         return masked_bce_map_reference(logits, target, mask, weight, pos_weight, pseudo_weight)
-    _check_no_grad(impl, target=target, weight=weight, pos_weight=pos_weight)
+    check_no_grad(impl, target=target, weight=weight, pos_weight=pos_weight)
     return torch.ops.fastseg.masked_bce_map(logits, target, mask, weight, pos_weight, pseudo_weight)
 
 
-def _check_no_grad(impl: str, **tensors: Tensor | None) -> None:
+def check_no_grad(impl: str, **tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
         if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
             raise ValueError(
@@ -161,7 +161,7 @@ def _check_no_grad(impl: str, **tensors: Tensor | None) -> None:
             )
 
 
-def _check(logits, target, mask, weight, pos_weight, pseudo_weight, normalize, reduction) -> None:
+def check_arguments(logits, target, mask, weight, pos_weight, pseudo_weight, normalize, reduction) -> None:
     _check_tensor("logits", logits, _FLOATS, logits)
     if not 3 <= logits.dim() <= 5:
         raise ValueError(f"logits must be (B, C, *S) with 1 to 3 spatial axes, got {tuple(logits.shape)}")
@@ -193,8 +193,8 @@ def _check(logits, target, mask, weight, pos_weight, pseudo_weight, normalize, r
         raise TypeError(f"pseudo_weight must be a number, got {type(pseudo_weight).__name__}")
     if not 0 <= pseudo_weight < math.inf:
         raise ValueError(f"pseudo_weight must be finite and at least 0, got {pseudo_weight}")
-    if normalize not in _NORMALIZE[:3]:
-        raise ValueError(f"normalize must be one of {', '.join(_NORMALIZE[:3])}, got {normalize!r}")
+    if normalize not in NORMALIZE[:3]:
+        raise ValueError(f"normalize must be one of {', '.join(NORMALIZE[:3])}, got {normalize!r}")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be one of mean, sum, none, got {reduction!r}")
 
@@ -225,7 +225,7 @@ def _empty_map(logits: Tensor) -> Tensor:
 @torch.library.register_fake("fastseg::masked_bce")
 def _(logits, target, mask, weight, pos_weight, pseudo_weight, normalize):
     stats = torch.empty(8, dtype=torch.float64, device=logits.device)
-    return torch.empty((), dtype=_loss_dtype(logits), device=logits.device), stats
+    return torch.empty((), dtype=loss_dtype(logits), device=logits.device), stats
 
 
 @torch.library.register_fake("fastseg::masked_bce_map")

@@ -4,13 +4,14 @@
 from fastseg.predict.files import predict_to_file
 from fastseg.predict.grid import Block, Grid, Tiling
 from fastseg.predict.network import Flips, choose_batch, fingerprint, probability_of
-from fastseg.predict.stream import CHUNK, predict_blocks
+from fastseg.predict.stream import CHUNK, Network, predict_blocks
 
 __all__ = [
     "CHUNK",
     "Block",
     "Flips",
     "Grid",
+    "Network",
     "Tiling",
     "choose_batch",
     "fingerprint",

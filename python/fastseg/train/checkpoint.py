@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import io
 import os
 import re
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -52,12 +53,33 @@ class RunFolder:
             raise InputError(f"{self.path} holds no checkpoint: run fastseg train first")
         return load_checkpoint(found[-1][1], map_location)
 
+    @property
+    def best(self) -> str:
+        """The path of the weights that were best in validation, if there was one."""
+        return self.file("checkpoints", "best.pt")
+
+    def save_best(self, state: dict[str, Any]) -> None:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomically(self.best, buffer.getbuffer())
+
+    def load_for_prediction(self, which: Literal["best", "newest"]) -> dict[str, Any]:
+        """The best weights, or the newest where nothing was validated; with the average in place of the weights,
+        under "network", where one was kept."""
+        state = load_checkpoint(self.best) if which == "best" and os.path.exists(self.best) else self.load()
+        if state["average"] is not None:
+            state["network"].update(state["average"]["average"])
+        return state
+
 
 def load_checkpoint(path: str, map_location: Any = "cpu") -> dict[str, Any]:
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # torch.load raises half a dozen types for a damaged file
-        raise InputError(f"{path} is no readable checkpoint: {' '.join(str(error).split())[:200]}") from error
+        raise InputError(
+            f"{path} is no readable checkpoint (without it, the one before is used): "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
 
 
 def write_atomically(path: str, content: bytes | memoryview) -> None:
@@ -70,7 +92,18 @@ def write_atomically(path: str, content: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+        _flush_folder(os.path.dirname(path) or ".")
     except OSError as error:
         if os.path.exists(partial):
             os.remove(partial)
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _flush_folder(path: str) -> None:
+    # A rename is on disk only when the folder is; file systems that cannot do this say so.
+    with contextlib.suppress(OSError):
+        folder = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -77,6 +77,7 @@ class SamplingConfig(Section):
 class DataConfig(Section):
     root: str | None = None  # the config file's own folder
     train: list[VolumeConfig] = Field(min_length=1)
+    validation: list[VolumeConfig] = []
     test: list[VolumeConfig] = []
     patch: list[Positive]
     classes: list[int] | None = None
@@ -111,6 +112,13 @@ class AugmentConfig(Section):
     noise: NotNegative = Augmentation.noise
 
 
+class StopConfig(Section):
+    """When training ends early: after ``patience`` validations that did not gain more than ``gain``."""
+
+    patience: Positive
+    gain: NotNegative = 0.0
+
+
 class TrainConfig(Section):
     steps: Positive = 2000
     batch: Positive = 2
@@ -118,9 +126,14 @@ class TrainConfig(Section):
     warmup: Annotated[float, Field(gt=0, lt=1)] = 0.2
     weight_decay: NotNegative = 1e-4
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: str = "auto"
+    compile: bool = False
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     checkpoint_every: Positive = 500
+    validate_every: Positive = 500
+    measure: Literal["dice", "loss"] = "dice"
+    stop: StopConfig | None = None
     augment: AugmentConfig = AugmentConfig()
 
 
@@ -133,6 +146,7 @@ class PredictConfig(Section):
     block_voxels: Annotated[int, Field(ge=1 << 15)] = Tiling.block_voxels
     probability: bool = True
     format: Literal["h5", "zarr"] = "h5"
+    checkpoint: Literal["best", "newest"] = "best"
 
 
 class Config(Section):
@@ -163,6 +177,8 @@ class Config(Section):
         channels = len(self.data.classes or [1])
         if self.loss.pos_weight is not None and len(self.loss.pos_weight) != channels:
             raise ValueError(f"loss.pos_weight must have {channels} values, one per class")
+        if self.train.stop is not None and not self.data.validation:
+            raise ValueError("train.stop needs data.validation, the volumes to judge by")
         return self
 
     @property

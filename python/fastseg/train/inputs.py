@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from fastseg.data.annotations import AnnotatedVolume, Annotation
 from fastseg.data.volumes import Volume, open_volume
@@ -13,18 +14,33 @@ from fastseg.train.config import AnnotatedConfig, Config, DataConfig, RegionConf
 
 def open_training(config: Config) -> list[AnnotatedVolume]:
     """The training volumes, cropped to their regions; InputError unless they agree in channels."""
-    volumes = [open_annotated(entry, config.data) for entry in config.data.train]
-    for entry in config.data.train:
+    volumes = _open_labelled(config.data.train, config.data, "training")
+    _require_channels(volumes, volumes[0].raw, "training")
+    return volumes
+
+
+def open_validation(config: Config, training: Volume) -> list[AnnotatedVolume]:
+    """The validation volumes, cropped; InputError unless they have the channels of a training volume."""
+    volumes = _open_labelled(config.data.validation, config.data, "validation")
+    _require_channels(volumes, training, "validation")
+    return volumes
+
+
+def _open_labelled(entries: Sequence[VolumeConfig], data: DataConfig, what: str) -> list[AnnotatedVolume]:
+    volumes = [open_annotated(entry, data) for entry in entries]
+    for entry in entries:
         if entry.labels is None:
-            raise InputError(f"training volume {entry.raw} needs labels")
-    first = volumes[0].raw
-    for volume in volumes[1:]:
+            raise InputError(f"{what} volume {entry.raw} needs labels")
+    return volumes
+
+
+def _require_channels(volumes: Sequence[AnnotatedVolume], first: Volume, what: str) -> None:
+    for volume in volumes:
         if volume.raw.channels != first.channels:
             raise InputError(
-                f"training volumes must agree in channels: {first.name} has {first.channels}, "
+                f"{what} volumes must agree in channels with the first: {first.name} has {first.channels}, "
                 f"{volume.raw.name} has {volume.raw.channels}"
             )
-    return volumes
 
 
 def open_annotated(entry: VolumeConfig, data: DataConfig) -> AnnotatedVolume:

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from fastseg.errors import InputError
@@ -16,37 +17,63 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class TrainingLog:
-    """One row per step, written in groups so that the device is not asked for a number at every step."""
+    """``log.jsonl``, a row per step, and ``validation.jsonl``, a row per validation; the same as curves.
+
+    Rows are written in groups, so that the device is not asked for a number at every step.
+    """
 
     def __init__(self, run: RunFolder, first_step: int) -> None:
-        """Rows from ``first_step`` on, left by a run that died after its last checkpoint, are dropped."""
+        """Rows of steps that the checkpoint at ``first_step`` does not hold, left by a run that died, are dropped."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.path = run.file("log.jsonl")
-        kept = []
-        if os.path.exists(self.path):
-            with open(self.path, encoding="utf-8") as file:
-                kept = [
-                    line for line in file if line.endswith("\n") and json.loads(line)["step"] < first_step
-                ]
-        write_atomically(self.path, "".join(kept).encode())
-        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        self.steps = _Rows(run.file("log.jsonl"), lambda step: step < first_step)
+        # A row of validation bears the number of steps done, as checkpoints do.
+        self.validations = _Rows(run.file("validation.jsonl"), lambda step: step <= first_step)
         self.board = SummaryWriter(run.file("tensorboard"), purge_step=first_step)
 
     def write(self, rows: list[dict[str, Any]]) -> None:
+        self.steps.add(rows)
+        self._draw("train", rows)
+
+    def write_validation(self, row: dict[str, Any]) -> None:
+        self.validations.add([row])
+        self._draw("validation", [row])
+
+    def sync(self) -> None:
+        """Put on disk what was written, before a checkpoint says that it is there."""
+        for rows in (self.steps, self.validations):
+            os.fsync(rows.file.fileno())
+
+    def close(self) -> None:
+        for rows in (self.steps, self.validations):
+            rows.file.close()
+        self.board.close()
+
+    def _draw(self, group: str, rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            for name, value in row.items():
+                if name != "step":
+                    self.board.add_scalar(f"{group}/{name}", value, row["step"])
+
+
+class _Rows:
+    """A file of JSON lines that begins with those it had of steps to keep."""
+
+    def __init__(self, path: str, keep: Callable[[int], bool]) -> None:
+        kept = []
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                kept = [line for line in file if line.endswith("\n") and keep(json.loads(line)["step"])]
+        write_atomically(path, "".join(kept).encode())
+        self.path = path
+        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by TrainingLog.close()
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
         try:
             self.file.writelines(json.dumps(row) + "\n" for row in rows)
             self.file.flush()
         except OSError as error:
             raise InputError(f"{self.path} cannot be written: {error.strerror or error}") from error
-        for row in rows:
-            for name, value in row.items():
-                if name != "step":
-                    self.board.add_scalar(f"train/{name}", value, row["step"])
-
-    def close(self) -> None:
-        self.file.close()
-        self.board.close()
 
 
 class Progress:
@@ -89,6 +116,13 @@ class Progress:
                 file=sys.stderr,
                 flush=True,
             )
+
+    def tell(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        if self.bar is not None:
+            self.bar.console.print(text, highlight=False, markup=False)
+        elif not self.quiet:
+            print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self.bar is not None:

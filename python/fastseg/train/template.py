@@ -23,6 +23,10 @@ data:
       # axes: czyx               # where they are not yx, zyx or czyx
       region: {z: [0, 96]}       # the part to use, [first, last) in voxels; leave out for all
       annotated: {axis: z, every: 8}   # or slices: [0, 8, 16]; leave out if every voxel is labelled
+  validation:               # predicted while training, for the best checkpoint and train.stop; may be left out
+    - raw: brain.h5:/raw
+      labels: brain.h5:/labels
+      region: {z: [128, 144]}
   test:                     # for fastseg predict and fastseg evaluate
     - raw: brain.h5:/raw
       labels: brain.h5:/labels
@@ -46,14 +50,19 @@ loss:
 
 train:
   steps: 2000
-  batch: 2
+  batch: 2                  # patches per step, of all processes together
   learning_rate: 1.0e-3     # the peak of a one-cycle schedule
   warmup: 0.2               # share of the steps before the peak
   weight_decay: 1.0e-4
   clip_norm: 1.0            # of the gradient; null for none
-  precision: auto           # bf16 where the device is fast at it, or fp32
-  device: auto              # or cpu, cuda, cuda:1
+  precision: auto           # bf16 where the device is fast at it, else fp32; or fp16, with scaled gradients
+  device: auto              # or cpu, cuda, cuda:1; with several processes each takes a GPU of its own
+  compile: false            # torch.compile of the network: minutes at the start, fewer per step after
+  ema: null                 # as in 0.999: predict and validate with a moving average of the weights
   checkpoint_every: 500
+  validate_every: 500       # steps between predictions of data.validation
+  measure: dice             # what the best checkpoint is best in; or loss
+  stop: null                # as in {patience: 5, gain: 0.001}: end after 5 validations that gained no more
   augment:
     symmetry: plane         # flips and right angles in y, x; volume: in all axes; none
     contrast: 0.1
@@ -69,6 +78,7 @@ predict:
   block_voxels: 33554432    # voxels in accumulation at a time
   probability: true         # keep /probability beside /segmentation
   format: h5                # or zarr
+  checkpoint: best          # in data.validation, if there is any; or newest
 """
 
 

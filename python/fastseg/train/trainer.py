@@ -3,158 +3,205 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterator
-from typing import Any, Protocol
+import os
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastseg.errors import InputError
-from fastseg.train.checkpoint import RunFolder
+from fastseg.errors import InputError, Interrupted
+from fastseg.nets.batch_norm import synchronise_batch_norm
+from fastseg.train.average import WeightAverage
+from fastseg.train.best import Best
+from fastseg.train.checkpoint import RunFolder, load_checkpoint
 from fastseg.train.config import TrainConfig
+from fastseg.train.interruption import StopRequest, listening
 from fastseg.train.log import Progress, TrainingLog
+from fastseg.train.randomness import random_states, restore_random, seed_random
+from fastseg.train.ranks import Ranks
+from fastseg.train.stepper import Stepper
+from fastseg.train.task import Task
 
 # Losses stay on the device for so many steps before they are read back together.
 _STEPS_BETWEEN_READBACKS = 10
-
-
-class Task(Protocol):
-    """What a method gives to ``fit``."""
-
-    network: nn.Module
-
-    def batches(self, first: int, last: int) -> Iterator[Any]:
-        """The batches of steps first .. last - 1; must depend on the step alone, not on what was drawn before."""
-
-    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch, and scalars to log. Runs under autocast."""
 
 
 def fit(
     task: Task,
     settings: TrainConfig,
     run: RunFolder,
-    device: torch.device,
+    ranks: Ranks,
     *,
     resume: bool = False,
     extra: dict[str, Any] | None = None,
+    seed: int = 0,
     quiet: bool = False,
 ) -> None:
-    """Train ``task.network`` for ``settings.steps`` steps with AdamW on a one-cycle schedule.
+    """Train ``task.network`` for ``settings.steps`` steps, or until validation brings no more gain.
 
-    ``extra`` is kept in every checkpoint. With ``resume`` the newest checkpoint's network, optimizer, schedule
-    and random states are restored, so that the steps after it give the same losses as without the break.
+    Every process of ``ranks`` calls this with its own task; the first one writes. ``extra`` is kept in every
+    checkpoint, ``seed`` seeds the global random generators, of each process differently. With ``resume`` all
+    state is that of the newest checkpoint, so that the steps after it give the numbers they would have given
+    without the break: to the bit with the same processes and threads, within rounding with others, as far as
+    the task draws its random numbers per step and place.
+
+    Raises Interrupted, on all processes at the same step and after a checkpoint, when one of them gets SIGTERM or
+    SIGUSR1, and InputError when the loss is no longer finite.
     """
-    network = task.network
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
-    # OneCycleLR divides by zero where the warm-up is a single step, as in a trial run of five steps.
-    steps = max(settings.steps, 2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.learning_rate, total_steps=steps, pct_start=max(settings.warmup, 1.5 / steps)
-    )
-    first = 0
-    if resume and run.checkpoints():
-        state = run.load(device)
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        _restore_random(state["random"])
-        first = state["step"]
+    training = _Training(task, settings, run, ranks, extra or {}, quiet)
+    training.begin(resume, seed)
+    training.go_on()
 
-    def checkpoint(step: int) -> None:
-        run.save(
-            step,
-            {
-                "step": step,
-                "network": network.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
-                "random": _random_states(),
-                **(extra or {}),
-            },
-        )
 
-    log = TrainingLog(run, first)
-    progress = Progress(first, settings.steps, settings.batch, quiet)
-    precision = autocast_dtype(settings.precision, device)
-    waiting: list[tuple[int, float, dict[str, Tensor]]] = []
+class _Training:
+    def __init__(
+        self,
+        task: Task,
+        settings: TrainConfig,
+        run: RunFolder,
+        ranks: Ranks,
+        extra: dict[str, Any],
+        quiet: bool,
+    ) -> None:
+        self.task, self.settings, self.run, self.ranks, self.extra = task, settings, run, ranks, extra
+        self.quiet, self.first, self.network = quiet, 0, task.network
+        if ranks.count > 1:
+            synchronise_batch_norm(self.network, ranks.device)
+        if settings.compile:
+            parts = self.network.children() if isinstance(self.network, nn.ModuleDict) else [self.network]
+            for part in parts:
+                part.compile(dynamic=False)
+        self.stepper = Stepper(task.updates(settings), settings, ranks)
+        self.average = WeightAverage(self.network, settings.ema) if settings.ema is not None else None
+        gain = settings.stop.gain if settings.stop is not None else 0.0
+        self.best = Best(lower=settings.measure in task.lower_is_better, gain=gain)
+        self.waiting: list[tuple[int, dict[str, Tensor | float]]] = []
 
-    def flush() -> None:
-        rows = [
-            {"step": step, "learning_rate": rate, **{k: float(v) for k, v in scalars.items()}}
-            for step, rate, scalars in waiting
-        ]
-        waiting.clear()
+    def begin(self, resume: bool, seed: int) -> None:
+        """At the newest checkpoint, which the first process names: others may see an older folder over a network."""
+        found = self.run.checkpoints() if resume else []
+        path = self.ranks.from_first(found[-1][1] if found else None)
+        if path is None:
+            seed_random(seed, 0, self.ranks.rank)
+            if self.ranks.first and os.path.exists(self.run.best):
+                os.remove(self.run.best)
+            return
+        state = load_checkpoint(path, self.ranks.device)
+        self.network.load_state_dict(state["network"])
+        self.stepper.load_state_dict(state)
+        self.best.load_state_dict(state["best"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.first = state["step"]
+        if len(state["random"]) == self.ranks.count:
+            restore_random(state["random"][self.ranks.rank], self.ranks.device)
+        else:
+            seed_random(seed, self.first, self.ranks.rank)
+
+    def go_on(self) -> None:
+        settings, first = self.settings, self.ranks.first
+        if self._gains_nothing():
+            return
+        self.log = TrainingLog(self.run, self.first) if first else None
+        self.progress = Progress(self.first, settings.steps, settings.batch, self.quiet or not first)
+        self.network.train()
+        try:
+            with listening() as request:
+                self._steps(request)
+        finally:
+            self.progress.close()
+            if self.log is not None:
+                self.log.close()
+
+    def _steps(self, request: StopRequest) -> None:
+        settings = self.settings
+        for step, batch in enumerate(self.task.batches(self.first, settings.steps), self.first):
+            self.waiting.append((step, self.stepper.step(batch, step)))
+            if self.average is not None:
+                self.average.update()
+            done = step + 1
+            last = done == settings.steps
+            asked = self.ranks.any(request.name is not None)
+            validating = last or done % settings.validate_every == 0
+            saving = last or asked or done % settings.checkpoint_every == 0
+            if validating or saving or len(self.waiting) == _STEPS_BETWEEN_READBACKS:
+                self._read_back()
+            if validating:
+                self._validate(done)
+            ended = last or self._gains_nothing()
+            if saving or ended:
+                self._checkpoint(done)
+            if ended:
+                return
+            if asked:
+                raise Interrupted(
+                    f"asked to stop by {request.name or 'a signal to another process'}; the checkpoint of step "
+                    f"{done} is written, --resume goes on"
+                )
+
+    def _read_back(self) -> None:
+        """Log the steps taken since the last time, with the mean over processes."""
+        rows = [{name: float(value) for name, value in values.items()} for _, values in self.waiting]
+        steps = [step for step, _ in self.waiting]
+        self.waiting.clear()
+        if not rows:
+            return
+        if self.ranks.count > 1:
+            table = torch.tensor([list(row.values()) for row in rows], dtype=torch.float64)
+            means = (self.ranks.sum(table) / self.ranks.count).tolist()
+            rows = [dict(zip(row, mean, strict=True)) for row, mean in zip(rows, means, strict=True)]
+        rows = [{"step": step, **row} for step, row in zip(steps, rows, strict=True)]
         bad = next((row for row in rows if not math.isfinite(row["loss"])), None)
-        log.write([row for row in rows if bad is None or row["step"] < bad["step"]])
+        if self.log is not None:
+            self.log.write([row for row in rows if bad is None or row["step"] < bad["step"]])
         if bad is not None:
             raise InputError(
                 f"the loss became {bad['loss']} at step {bad['step']}: lower train.learning_rate "
-                f"({settings.learning_rate}) or set train.precision: fp32; earlier checkpoints are kept"
+                f"({self.settings.learning_rate}) or set train.precision: fp32; earlier checkpoints are kept"
             )
-        if rows:
-            progress.show(rows[-1]["step"] + 1, rows[-1]["loss"])
+        self.progress.show(steps[-1] + 1, rows[-1]["loss"])
 
-    network.train()
-    try:
-        for step, batch in enumerate(task.batches(first, settings.steps), first):
-            with torch.autocast(device.type, precision, enabled=precision is not None):
-                loss, scalars = task.loss(batch, step)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if settings.clip_norm is not None:
-                norm = nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
-                scalars = {**scalars, "gradient_norm": norm.detach()}
-            rate = schedule.get_last_lr()[0]
-            optimizer.step()
-            schedule.step()
-            waiting.append((step, rate, {"loss": loss.detach(), **scalars}))
-            done = step + 1
-            if len(waiting) == _STEPS_BETWEEN_READBACKS or done == settings.steps:
-                flush()
-            if done % settings.checkpoint_every == 0 or done == settings.steps:
-                flush()
-                checkpoint(done)
-    finally:
-        progress.close()
-        log.close()
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto`` is the first CUDA device if there is one, otherwise the CPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"train.device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return device
-
-
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """bfloat16, or None for float32; ``auto`` takes bfloat16 where the device multiplies in it natively."""
-    if precision == "auto":
-        if device.type == "cuda":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            native = device.type == "cpu" and (
-                torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    def _validate(self, done: int) -> None:
+        self.network.eval()
+        with self.average.in_place() if self.average is not None else contextlib.nullcontext():
+            measures = self.task.validate()
+        self.network.train()
+        if not measures:
+            return
+        if self.settings.measure not in measures:
+            raise InputError(
+                f"train.measure must be one of {', '.join(measures)}, got {self.settings.measure!r}"
             )
-        precision = "bf16" if native else "fp32"
-    return torch.bfloat16 if precision == "bf16" else None
+        is_best = self.best.take(measures[self.settings.measure], done)
+        if self.log is not None:
+            self.log.write_validation({"step": done, **measures})
+            if is_best:
+                self.run.save_best({**self._weights(done), "measures": measures})
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in measures.items())
+        self.progress.tell(
+            f"step {done}/{self.settings.steps}  validation {shown}{'  (best)' if is_best else ''}"
+        )
 
+    def _gains_nothing(self) -> bool:
+        stop = self.settings.stop
+        return stop is not None and self.best.without_gain >= stop.patience
 
-def _random_states() -> dict[str, Any]:
-    return {
-        "cpu": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
+    def _checkpoint(self, done: int) -> None:
+        randomness = self.ranks.gather(random_states(self.ranks.device))
+        if self.log is not None:
+            self.log.sync()
+            self.run.save(
+                done,
+                {
+                    **self._weights(done),
+                    **self.stepper.state_dict(),
+                    "best": self.best.state_dict(),
+                    "random": randomness,
+                },
+            )
 
-
-def _restore_random(states: dict[str, Any]) -> None:
-    torch.set_rng_state(states["cpu"].cpu())
-    if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+    def _weights(self, done: int) -> dict[str, Any]:
+        average = None if self.average is None else self.average.state_dict()
+        return {"step": done, "network": self.network.state_dict(), "average": average, **self.extra}

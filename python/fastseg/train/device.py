@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Which device and which precision a run computes with."""
+
+from __future__ import annotations
+
+import torch
+
+from fastseg.errors import InputError
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is the first CUDA device if there is one, otherwise the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"train.device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """The dtype of autocast, None for float32; ``auto`` takes bfloat16 where the device multiplies in it natively."""
+    if precision == "auto":
+        if device.type == "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            native = device.type == "cpu" and (
+                torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+            )
+        precision = "bf16" if native else "fp32"
+    return _DTYPES[precision]

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a method gives to the trainer: a network, batches, and a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastseg.train.config import TrainConfig
+
+# The loss of a batch at a step, and scalars to log. Runs under autocast.
+Loss = Callable[[Any, int], tuple[Tensor, dict[str, Tensor]]]
+
+
+@dataclass
+class Update:
+    """One backward pass and the optimizer step after it; all parameters are those of the optimizer's groups.
+
+    Each of them must take part in the loss. A loss without a gradient (``requires_grad`` false, on all processes
+    alike) skips the optimizer for this step.
+    """
+
+    name: str
+    loss: Loss
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+
+class Task:
+    """A method as ``fit`` sees it. The least there is to write:
+
+        class Denoise(Task):
+            def __init__(self, network, stream, ranks):
+                self.network, self.stream, self.places = network.to(ranks.device), stream, ranks.places(8)
+
+            def batches(self, first, last):
+                for step in range(first, last):
+                    yield torch.stack([self.stream(step, place) for place in self.places])
+
+            def loss(self, batch, step):
+                return F.mse_loss(self.network(degrade(batch)), batch), {}
+
+    ``network`` is all that is trained, averaged and saved, an ``nn.ModuleDict`` where there are several. A method in
+    phases calls ``fit`` for each, with a task and a run folder of its own.
+
+    With several processes each has a task of its own over its places of the global batch (``Ranks.places``), and
+    what is minimised is the mean over processes of what their losses return. A mean over as many things in every
+    place needs nothing more; one over a number that differs, as of labelled voxels, must divide by that of all
+    processes. Random numbers drawn per (step, place) make the run independent of how many there are.
+    """
+
+    network: nn.Module
+
+    # Measures of ``validate`` of which less is better.
+    lower_is_better: frozenset[str] = frozenset({"loss"})
+
+    def batches(self, first: int, last: int) -> Iterator[Any]:
+        """This process's batches of steps first .. last - 1. They must depend on the step alone, not on what was
+        drawn before: a run that is resumed starts in the middle."""
+        raise NotImplementedError
+
+    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, and scalars to log. Runs under autocast."""
+        raise NotImplementedError
+
+    def updates(self, settings: TrainConfig) -> list[Update]:
+        """What happens in a step, in order. One update of the whole network with AdamW on a one-cycle schedule,
+        unless a method says otherwise: two for an adversary, another optimizer, frozen parts left out."""
+        return [adamw_update("network", self.network, self.loss, settings)]
+
+    def validate(self) -> dict[str, float]:
+        """Measures of the network as it stands, in evaluation mode and with averaged weights if there are any; the
+        same on every process. Nothing where there is nothing to validate with."""
+        return {}
+
+
+def adamw_update(name: str, network: nn.Module, loss: Loss, settings: TrainConfig) -> Update:
+    """AdamW over what requires a gradient, on a one-cycle schedule of ``settings.steps`` steps."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
+    # OneCycleLR divides by zero where the warm-up is a single step, as in a trial run of five steps.
+    steps = max(settings.steps, 2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings.learning_rate, total_steps=steps, pct_start=max(settings.warmup, 1.5 / steps)
+    )
+    return Update(name, loss, optimizer, schedule)
