@@ -14,7 +14,8 @@ import pytest
 import tifffile
 
 from fastseg.data.volumes import open_volume
-from tests.project import fastseg, fastseg_on_small_disk, make_project
+from tests.project import command, fastseg, fastseg_on_small_disk, make_project
+from tests.train.processes import finish, start
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +247,15 @@ def test_a_region_mirror_images_and_zarr(trained: Path) -> None:
     assert "--region goes with --raw" in done.stderr
     done = fastseg(*options, part, "--region", "z=0:2000")
     assert "the range z 0:2000 must lie within" in done.stderr
+
+
+def test_two_processes_predict_one_volume(trained: Path) -> None:
+    raw, shared, alone = f"{trained}/phantoms.h5:/raw", trained / "shared.h5", trained / "alone.h5"
+    arguments = (trained / "run", "--raw", raw, "--set", "predict.block_voxels=32768", "--output")
+    assert fastseg("predict", *arguments, alone).returncode == 0
+    done = finish(start(2, command("predict", *arguments, shared)))
+    assert [process.returncode for process in done] == [0, 0], done
+    assert shared.read_bytes() == alone.read_bytes()
 
 
 def test_raw_and_output_go_together_and_differ(trained: Path) -> None:
