@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The command line: fastseg init | check | train | predict | evaluate | info | demo.
+"""The command line: fastseg init | check | train | predict | evaluate | bench | info | demo.
 
 What a user can mend is printed in one line and ends with exit code 2; anything else is our bug and shows its
 trace. Commands import what they need themselves, so that --help stays fast.
@@ -113,6 +113,30 @@ def evaluate(run: RunPath) -> None:
     print(metrics_table(results))
     for path in files:
         print(f"wrote {path}")
+
+
+@app.command()
+def bench(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    pipeline: Annotated[
+        bool, typer.Option("--pipeline", help="Time loading, learning, and both together.")
+    ] = False,
+    seconds: Annotated[float, typer.Option(min=0.1, help="For each of the three.")] = 20.0,
+    output: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--json", metavar="FILE", help="Write the figures and the configuration to a file, too."
+        ),
+    ] = None,
+) -> None:
+    """Time the pipeline of a configuration on this machine. Nothing is trained or kept."""
+    from fastseg.commands.bench import bench_pipeline
+
+    if not pipeline:
+        raise InputError("say what to time: fastseg bench --pipeline CONFIG")
+    for line in bench_pipeline(_load(config, overrides), seconds, output):
+        print(line)
 
 
 @app.command()

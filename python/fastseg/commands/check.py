@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import platform
 
 import torch
 
@@ -13,7 +12,7 @@ from fastseg.data.patches import PatchSampler, Sampling
 from fastseg.data.volumes import Volume
 from fastseg.methods.supervised import build_network, describe
 from fastseg.train.config import Config
-from fastseg.train.device import autocast_dtype, choose_device
+from fastseg.train.device import autocast_dtype, choose_device, device_name
 from fastseg.train.inputs import open_annotated, open_training
 
 
@@ -42,7 +41,7 @@ def check_run(config: Config) -> list[str]:
     count = sum(p.numel() for p in network.parameters())
     lines += [
         f"network: {count:,} parameters, patch {config.patch} (z, y, x), batch {config.train.batch}",
-        f"device: {device} ({_device_name(device)}), {'bfloat16' if precision else 'float32'}, "
+        f"device: {device} ({device_name(device)}), {'bfloat16' if precision else 'float32'}, "
         f"{torch.get_num_threads()} threads",
     ]
     return lines
@@ -61,9 +60,3 @@ def _storage(volume: Volume) -> str:
     size = math.prod(volume.shape) * volume.channels * volume.dtype.itemsize / 2**20
     voxel = f"voxel {volume.voxel_size} um" if volume.voxel_size else "voxel size not stated"
     return f"  {size:,.1f} MiB, {chunks}, {voxel}"
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine()

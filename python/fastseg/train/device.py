@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import torch
 
 from fastseg.errors import InputError
@@ -33,3 +35,10 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
             )
         precision = "bf16" if native else "fp32"
     return _DTYPES[precision]
+
+
+def device_name(device: torch.device) -> str:
+    """The model of a GPU, or the kind of a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()

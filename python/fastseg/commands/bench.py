@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""fastseg bench --pipeline: how fast patches are loaded, how fast they are learnt, and both together."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+import fastseg
+from fastseg.methods.supervised import SupervisedTask
+from fastseg.train.checkpoint import write_atomically
+from fastseg.train.config import Config
+from fastseg.train.device import device_name
+from fastseg.train.inputs import open_training
+from fastseg.train.ranks import join
+from fastseg.train.stepper import Stepper
+from fastseg.train.task import Task
+
+# The stages take turns so often, so that a machine's slow minute falls on all of them alike.
+_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Patches per second of the stages, each the median of the rounds, and voxels of one patch."""
+
+    loader: float
+    model: float
+    end_to_end: float
+    voxels_per_patch: int
+
+    @property
+    def efficiency(self) -> float:
+        """How much of the model's own speed is left with the loader at work."""
+        return self.end_to_end / self.model
+
+
+def bench_pipeline(config: Config, seconds: float, path: str | None = None) -> list[str]:
+    """Time the stages for ``seconds`` each; a line each of a table, and JSON at ``path`` if given."""
+    # The learning rate's schedule must not come to an end before the clock does.
+    config = config.model_copy(update={"train": config.train.model_copy(update={"steps": 1 << 30})})
+    with join(config.train.device) as ranks:
+        task = SupervisedTask(config, open_training(config), ranks)
+        rates = measure_pipeline(
+            task, Stepper(task.updates(config.train), config.train, ranks), config, seconds
+        )
+        device = f"{ranks.device} ({device_name(ranks.device)})"
+    if path is not None:
+        write_atomically(path, (json.dumps(_record(rates, config, device), indent=2) + "\n").encode())
+    return [
+        f"{device}, {torch.get_num_threads()} threads, patch {config.patch} (z, y, x), batch {config.train.batch}",
+        f"{'':<12}{'patches/s':>12}{'voxels/s':>14}",
+        *(
+            f"{name:<12}{rate:>12.4g}{rate * rates.voxels_per_patch:>14.4g}"
+            for name, rate in (
+                ("loader only", rates.loader),
+                ("model only", rates.model),
+                ("end to end", rates.end_to_end),
+            )
+        ),
+        f"end to end is {100 * rates.efficiency:.1f} % of model only",
+    ]
+
+
+def measure_pipeline(task: Task, stepper: Stepper, config: Config, seconds: float) -> Rates:
+    """loader: batches alone. model: steps on one batch over and over. end_to_end: both, as training does.
+
+    The network of ``task`` is trained by it.
+    """
+    device, never = stepper.device, 1 << 40
+    with closing(task.batches(0, never)) as batches:
+        first = next(batches)
+        stepper.step(first, 0)
+
+        def load() -> None:
+            next(batches)
+
+        def learn() -> None:
+            stepper.step(first, 0)
+
+        def both() -> None:
+            stepper.step(next(batches), 0)
+
+        # What was read ahead while the stage before ran would be counted as if it had cost nothing.
+        ahead = config.data.threads + 2
+        stages = ((load, ahead), (learn, 1), (both, ahead))
+        rounds = [[_rate(*stage, seconds / _ROUNDS, device) for stage in stages] for _ in range(_ROUNDS)]
+    loader, model, end_to_end = (
+        config.train.batch * statistics.median(column) for column in zip(*rounds, strict=True)
+    )
+    return Rates(loader, model, end_to_end, math.prod(config.patch))
+
+
+def _rate(run: Callable[[], None], uncounted: int, seconds: float, device: torch.device) -> float:
+    """Calls per second, after some that are not counted."""
+    for _ in range(uncounted):
+        run()
+    _synchronise(device)
+    count, began = 0, time.perf_counter()
+    while count == 0 or time.perf_counter() - began < seconds:
+        run()
+        count += 1
+    _synchronise(device)
+    return count / (time.perf_counter() - began)
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _record(rates: Rates, config: Config, device: str) -> dict[str, Any]:
+    stages = {
+        name: {"patches_per_second": rate, "voxels_per_second": rate * rates.voxels_per_patch}
+        for name, rate in list(asdict(rates).items())[:3]
+    }
+    return {
+        **stages,
+        "end_to_end_of_model_only": rates.efficiency,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "fastseg": fastseg.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "config": config.model_dump(mode="json"),
+    }
