@@ -69,6 +69,13 @@ def test_batch_norm_is_that_of_the_whole_batch(agreement: Path) -> None:
         )
 
 
+def test_two_updates_per_step_are_those_of_one_process(agreement: Path) -> None:
+    one, two = (RunFolder(agreement / f"adversaries_{count}") for count in (1, 2))
+    for a, b in zip(rows(Path(one.file("log.jsonl"))), rows(Path(two.file("log.jsonl"))), strict=True):
+        assert b == pytest.approx(a, rel=1e-9)
+    torch.testing.assert_close(two.load()["network"], one.load()["network"], rtol=1e-9, atol=1e-12)
+
+
 def test_training_in_two_processes_is_that_of_one(tmp_path: Path) -> None:
     make_project(tmp_path)
     worker.scenario("train", tmp_path, f"output={tmp_path}/one", *EVERYTHING)

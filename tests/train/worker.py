@@ -20,11 +20,12 @@ from fastseg.methods.supervised import SupervisedTask
 from fastseg.nets.batch_norm import synchronise_batch_norm
 from fastseg.nn import MaskedWeightedBCE
 from fastseg.train.checkpoint import RunFolder
-from fastseg.train.config import load_config
+from fastseg.train.config import TrainConfig, load_config
 from fastseg.train.inputs import open_training
 from fastseg.train.ranks import Ranks, join
 from fastseg.train.task import Task
 from fastseg.train.trainer import fit
+from tests.train.toys import SETTINGS, Adversaries
 
 NORMALIZE = ("voxels", "weight", "terms")
 IMPL = ("fused", "reference")
@@ -101,6 +102,15 @@ def batch_norm(folder: Path, ranks: Ranks) -> None:
         torch.save(results, folder / f"batch_norm_{ranks.count}.pt")
 
 
+def adversaries(folder: Path, ranks: Ranks) -> None:
+    """Two updates per step, one of which is skipped at odd steps."""
+    task = Adversaries(ranks.places(6))
+    task.network.double()
+    batches = task.batches
+    task.batches = lambda first, last: (batch.double() for batch in batches(first, last))
+    fit(task, TrainConfig(**SETTINGS), RunFolder(folder / f"adversaries_{ranks.count}"), ranks, quiet=True)
+
+
 class Trouble(Task):
     """Fails in some way at step 3 on the last process."""
 
@@ -135,6 +145,7 @@ def scenario(name: str, folder: Path, *arguments: str) -> None:
         if name == "agreement":
             losses(folder, ranks)
             batch_norm(folder, ranks)
+            adversaries(folder, ranks)
         elif name == "train":
             train_in_doubles(folder, ranks, *arguments)
         elif name == "read":

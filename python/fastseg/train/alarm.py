@@ -61,7 +61,7 @@ class Alarm:
     def raise_lost(self, error: Exception) -> None:
         """If ``error`` is how torch tells of a process that is gone, end with the reason that one gave; or raise
         InputError if it gave none, as when it was killed."""
-        if not _LOST.search(str(error)):
+        if isinstance(error, InputError) or not _LOST.search(str(error)):
             return
         # The other says why before it goes; this process may only not have looked yet.
         if not self.silent.wait(2 * _SECONDS_BETWEEN_LOOKS):

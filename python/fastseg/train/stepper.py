@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -88,8 +87,6 @@ class Stepper:
 
 def _averaging_gradients(update: Update) -> Loss:
     """The update's loss, whose backward pass leaves the mean of all processes' gradients in its parameters."""
-    # The weights of a 1x1x1 convolution are contiguous and channels last at once; torch tells of it at length.
-    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     return DistributedDataParallel(_LossModule(update), gradient_as_bucket_view=True)
 
 

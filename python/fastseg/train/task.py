@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastseg.train.config import TrainConfig
 
-# The loss of a batch at a step, and scalars to log. Runs under autocast.
+# The loss of a batch at a step, and scalars to log, of the same names on every process. Runs under autocast.
 Loss = Callable[[Any, int], tuple[Tensor, dict[str, Tensor]]]
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import warnings
 from typing import Any
 
 import torch
@@ -26,6 +27,14 @@ from fastseg.train.task import Task
 
 # Losses stay on the device for so many steps before they are read back together.
 _STEPS_BETWEEN_READBACKS = 10
+
+# What torch warns of without need.
+_KNOWN = (
+    # The weights of a 1x1x1 convolution are contiguous and channels last at once.
+    "Grad strides do not match bucket view strides",
+    # The schedule goes on in a step that the gradient scaler or the task skips.
+    r"Detected call of `lr_scheduler.step\(\)` before",
+)
 
 
 def fit(
@@ -52,7 +61,10 @@ def fit(
     """
     training = _Training(task, settings, run, ranks, extra or {}, quiet)
     training.begin(resume, seed)
-    training.go_on()
+    with warnings.catch_warnings():
+        for message in _KNOWN:
+            warnings.filterwarnings("ignore", message)
+        training.go_on()
 
 
 class _Training:
@@ -149,9 +161,9 @@ class _Training:
         if not rows:
             return
         if self.ranks.count > 1:
-            table = torch.tensor([list(row.values()) for row in rows], dtype=torch.float64)
-            means = (self.ranks.sum(table) / self.ranks.count).tolist()
-            rows = [dict(zip(row, mean, strict=True)) for row, mean in zip(rows, means, strict=True)]
+            flat = torch.tensor([value for row in rows for value in row.values()], dtype=torch.float64)
+            means = iter((self.ranks.sum(flat) / self.ranks.count).tolist())
+            rows = [{name: next(means) for name in row} for row in rows]
         rows = [{"step": step, **row} for step, row in zip(steps, rows, strict=True)]
         bad = next((row for row in rows if not math.isfinite(row["loss"])), None)
         if self.log is not None:
