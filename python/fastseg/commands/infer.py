@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from fastseg.data.annotations import AnnotatedVolume
-from fastseg.data.intensity import measure_intensity
+from fastseg.data.intensity import measure_intensity, scale_intensity
 from fastseg.data.volumes import Volume, open_volume
 from fastseg.errors import InputError
-from fastseg.methods.supervised import build_network, scale_intensity
+from fastseg.methods.supervised import build_network
 from fastseg.metrics import Confusion, evaluate_volume, total
 from fastseg.predict import Tiling, predict_to_file
 from fastseg.report import draw_comparison, write_metrics

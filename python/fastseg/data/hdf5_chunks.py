@@ -8,6 +8,7 @@ checksum. A dataset with any other (szip, blosc, zstd, ...) is left to the libra
 
 from __future__ import annotations
 
+import itertools
 import os
 from typing import Any, NamedTuple
 
@@ -50,7 +51,9 @@ class StoredChunks:
             return None
         data = os.pread(self.file.fileno(), size, offset)
         if len(data) != size:
-            raise OSError(f"the file ends within a chunk: {size} bytes from {offset} expected, got {len(data)}")
+            raise OSError(
+                f"the file ends within a chunk: {size} bytes from {offset} expected, got {len(data)}"
+            )
         return StoredChunk(data, int(self.skipped[index]))
 
     def decode(self, stored: StoredChunk | None) -> np.ndarray:
@@ -76,7 +79,7 @@ def stored_chunks(dataset: Any) -> StoredChunks | None:
     properties = dataset.id.get_create_plist()
     filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
     ranks = [_ORDER.get(code, -1) for code in filters]
-    if -1 in ranks or any(b <= a for a, b in zip(ranks, ranks[1:], strict=False)):
+    if -1 in ranks or any(b <= a for a, b in itertools.pairwise(ranks)):
         return None
     return StoredChunks(dataset, filters)
 

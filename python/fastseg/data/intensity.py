@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from torch import Tensor
 
 from fastseg.data.volumes import Volume, require_finite
 
@@ -54,6 +55,12 @@ def measure_intensity(volume: Volume, mode: Mode) -> Intensity:
     deviation = np.sqrt(squares / count)
     scale = 1.0 / np.where(deviation > 0, deviation, 1.0)
     return Intensity(tuple(float(m) for m in mean), tuple(float(s) for s in scale))
+
+
+def scale_intensity(raw: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """(B, C, z, y, x) of any dtype to float32, with one shift and scale per sample and channel."""
+    per_channel = (*shift.shape, 1, 1, 1)
+    return (raw.float() - shift.view(per_channel)) * scale.view(per_channel)
 
 
 def _sample_boxes(volume: Volume) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -10,24 +10,35 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fastseg.data.annotations import AnnotatedVolume, LabelIndex, index_labels
-from fastseg.data.augment import Augmentation, augment
+from fastseg.data.augment import augment
+from fastseg.data.buffers import Batch
 from fastseg.data.intensity import measure_intensity
-from fastseg.data.patches import Batch, PatchLoader, PatchSampler, Sampling
+from fastseg.data.loader import PatchLoader
+from fastseg.data.resident import ResidentLoader, choose_loader
 from fastseg.errors import InputError
 from fastseg.nets.unet import UNet
 from fastseg.nn import MaskedWeightedBCE
 from fastseg.train.checkpoint import RunFolder, write_atomically
 from fastseg.train.config import Config, dump_config
-from fastseg.train.inputs import open_training
+from fastseg.train.inputs import augmentation, build_sampler, open_training
 from fastseg.train.trainer import choose_device, fit
 
 # Keys that may differ between a run and its continuation: they change where or how fast, not what.
-_FREE_TO_CHANGE = ("output", "data.root", "data.threads", "data.test", "train.device", "predict")
+_FREE_TO_CHANGE = (
+    "output",
+    "data.root",
+    "data.threads",
+    "data.cache_mib",
+    "data.resident",
+    "data.resident_mib",
+    "data.test",
+    "train.device",
+    "predict",
+)
 
 
 class SliceNetwork(nn.Module):
@@ -58,21 +69,24 @@ def build_network(config: Config, channels: int) -> nn.Module:
 
 
 class SupervisedTask:
-    """Batches and loss for ``fit``."""
+    """Batches and loss for ``fit``.
 
-    def __init__(self, config: Config, volumes: list[AnnotatedVolume], device: torch.device) -> None:
+    Of ``world`` processes with ``train.batch`` patches each, the process ``rank`` has those at its own places of
+    the batch of all: two of batch n see together what one of batch 2n sees.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        volumes: list[AnnotatedVolume],
+        device: torch.device,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
         self.config, self.device = config, device
         self.indexes = [index_labels(volume, config.seed) for volume in volumes]
-        sampling = Sampling(**config.data.sampling.model_dump())
-        sampler = PatchSampler(volumes, self.indexes, config.patch, sampling, config.seed)
-        self.loader = PatchLoader(
-            volumes,
-            [measure_intensity(volume.raw, config.data.normalize) for volume in volumes],
-            sampler,
-            batch=config.train.batch,
-            threads=config.data.threads,
-            pin_memory=device.type == "cuda",
-        )
+        self.augmentation = augmentation(config)
+        self.loader = build_loader(config, volumes, self.indexes, device, rank, world)
         torch.manual_seed(config.seed)
         self.network = build_network(config, volumes[0].raw.channels).to(device)
         weight = config.loss.pos_weight
@@ -81,24 +95,39 @@ class SupervisedTask:
             pos_weight=torch.tensor(weight) if weight else None,
             normalize=config.loss.normalize,
         ).to(device)
-        self.augmentation = Augmentation(**config.train.augment.model_dump())
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         return self.loader.batches(first, last)
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         batch = batch.to(self.device)
-        image = scale_intensity(batch.raw, batch.shift, batch.scale)
-        rng = np.random.default_rng((self.config.seed, step, self.config.train.batch))
-        image, target, codes = augment(image, batch.target, batch.codes, self.augmentation, rng)
+        image, target, codes = augment(batch, self.augmentation, self.config.patch, self.config.seed)
         logits = self.network(image.contiguous(memory_format=torch.channels_last_3d))
         return self.criterion(logits, target, codes), {}
 
 
-def scale_intensity(raw: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """(B, C, z, y, x) of any dtype to float32, with one shift and scale per sample and channel."""
-    per_channel = (*shift.shape, 1, 1, 1)
-    return (raw.float() - shift.view(per_channel)) * scale.view(per_channel)
+def build_loader(
+    config: Config,
+    volumes: list[AnnotatedVolume],
+    indexes: list[LabelIndex],
+    device: torch.device,
+    rank: int = 0,
+    world: int = 1,
+) -> PatchLoader | ResidentLoader:
+    """The loader of a configuration for one of ``world`` processes."""
+    data, batch = config.data, config.train.batch
+    return choose_loader(
+        volumes,
+        [measure_intensity(volume.raw, data.normalize) for volume in volumes],
+        build_sampler(config, volumes, indexes, world),
+        device,
+        resident=data.resident,
+        most_bytes=data.resident_mib << 20,
+        cache_bytes=data.cache_mib << 20,
+        threads=data.threads,
+        places=range(rank * batch, rank * batch + batch),
+        margin=augmentation(config).margin(config.patch, [v.raw.voxel_size or (1, 1, 1) for v in volumes]),
+    )
 
 
 def train(config: Config, *, resume: bool = False, quiet: bool = False) -> RunFolder:
