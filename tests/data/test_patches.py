@@ -1,44 +1,23 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Codes, sampling, the loader and augmentation."""
+"""Codes, the index of labels, and where patches are taken."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from fastseg.data.annotations import AnnotatedVolume, Annotation, index_labels
-from fastseg.data.augment import Augmentation, augment
-from fastseg.data.intensity import Intensity, measure_intensity
-from fastseg.data.patches import PatchLoader, PatchSampler, Sampling
-from fastseg.data.volumes import Volume, open_volume
+from fastseg.data.patches import PatchSampler, Sampling
 from fastseg.errors import InputError
-
-SHAPE = (12, 20, 24)
-
-
-def stored(folder: Path, name: str, array: np.ndarray) -> Volume:
-    np.save(folder / f"{name}.npy", array)
-    return open_volume(folder / f"{name}.npy")
+from tests.data.scenes import PATCH, SHAPE, make_sampler, make_scene, stored
 
 
 @pytest.fixture
 def scene(tmp_path: Path) -> AnnotatedVolume:
-    """Slices 0, 4 and 8 annotated; ids 1 and 2; label 9 says nothing."""
-    rng = np.random.default_rng(0)
-    labels = rng.choice([0, 1, 2, 9], SHAPE, p=[0.8, 0.1, 0.05, 0.05]).astype("u2")
-    raw = rng.integers(0, 1000, SHAPE).astype("u2")
-    return AnnotatedVolume(
-        stored(tmp_path, "raw", raw),
-        stored(tmp_path, "labels", labels),
-        annotation=Annotation(0, (0, 4, 8)),
-        classes=(1, 2),
-        ignore_label=9,
-    )
+    return make_scene(tmp_path)
 
 
 def test_target_and_codes_state_the_annotation(scene: AnnotatedVolume) -> None:
@@ -92,42 +71,118 @@ def test_shapes_must_agree(tmp_path: Path) -> None:
         AnnotatedVolume(raw, labels)
 
 
-def loader(
-    scene: AnnotatedVolume, threads: int = 1, seed: int = 0, sampling: Sampling | None = None
-) -> PatchLoader:
-    sampler = PatchSampler([scene], [index_labels(scene, 0)], (4, 8, 8), sampling or Sampling(), seed)
-    return PatchLoader([scene], [Intensity((1.0,), (2.0,))], sampler, batch=3, threads=threads)
-
-
-def test_stream_depends_on_the_step_alone(scene: AnnotatedVolume) -> None:
-    whole = list(loader(scene, threads=1).batches(0, 12))
-    later = list(loader(scene, threads=4).batches(5, 12))
-    other = list(loader(scene, seed=1).batches(0, 12))
-    for one, two in zip(whole[5:], later, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(vars(one).values(), vars(two).values(), strict=True))
-    assert not all(torch.equal(a.raw, b.raw) for a, b in zip(whole, other, strict=True))
-    assert whole[0].raw.dtype == torch.uint16
-    assert (whole[0].target.shape, whole[0].codes.shape) == ((3, 2, 4, 8, 8), (3, 1, 4, 8, 8))
-
-
 def test_ways_of_drawing_hit_what_they_name(scene: AnnotatedVolume) -> None:
-    for sampling, hit in (
-        (Sampling(0, 1, 0), lambda b: b.codes.bool().flatten(1).any(1)),
-        (Sampling(0, 0, 1), lambda b: (b.codes.bool() & b.target.bool()).flatten(1).any(1)),
-    ):
-        assert all(hit(batch).all() for batch in loader(scene, sampling=sampling).batches(0, 40))
-    starts = np.array([loader(scene, sampling=Sampling(1, 0, 0)).sampler.draw(s, 0)[1] for s in range(600)])
-    assert (starts.min(axis=0) == 0).all()
-    assert (starts.max(axis=0) == np.subtract(SHAPE, (4, 8, 8))).all()
+    target, codes = scene.read_target((0, 0, 0), SHAPE)
+    labelled = codes[0] > 0
+    for per_block in (1, 3):
+        for sampling, wanted in (
+            (Sampling(0, 1, 0), labelled),
+            (Sampling(0, 0, 1), labelled & target.any(axis=0)),
+        ):
+            sampler = make_sampler(scene, sampling=sampling, patches_per_block=per_block)
+            for step in range(60):
+                _, start = sampler.draw(step, 0)
+                assert wanted[tuple(slice(a, a + p) for a, p in zip(start, PATCH, strict=True))].any()
+        sampler = make_sampler(scene, sampling=Sampling(1, 0, 0), patches_per_block=per_block)
+        starts = np.array([sampler.draw(step, 0)[1] for step in range(900)])
+        assert (starts.min(axis=0) == 0).all()
+        assert (starts.max(axis=0) == np.subtract(SHAPE, PATCH)).all()
 
 
-def test_reader_errors_reach_the_caller(tmp_path: Path) -> None:
-    raw = np.zeros(SHAPE, "f4")
-    raw[:, :, 0:24:4] = np.nan
-    labels = stored(tmp_path, "labels", np.ones(SHAPE, "u1"))
-    scene = AnnotatedVolume(stored(tmp_path, "raw", raw), labels)
-    with pytest.raises(InputError, match=r"raw\.npy holds nan at"):
-        list(loader(scene, threads=2).batches(0, 5))
+# Chi-square quantile 1 - 1e-6: mean + 4.75 deviations, plus the cubic term of Wilson and Hilferty.
+def _most_chi_square(freedom: int) -> float:
+    return freedom * (1 - 2 / (9 * freedom) + 4.75 * (2 / (9 * freedom)) ** 0.5) ** 3
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1, 0, 0), Sampling(0, 1, 0), Sampling(0, 0, 1)])
+def test_grouped_patches_are_distributed_as_single_ones(tmp_path: Path, sampling: Sampling) -> None:
+    """Against the exact distribution, counted over every candidate and offset; also for the last of each group."""
+    scene = make_scene(tmp_path, chunked=True)
+    scene = AnnotatedVolume(
+        *(v.crop((1, 2, 3), (9, 14, 16)) for v in (scene.raw, scene.labels)),
+        annotation=Annotation(0, (4, 8)),
+    )
+    single = make_sampler(scene, sampling=sampling)
+    limit = single.limits[0]
+    exact = np.zeros(limit + 1)
+    candidates = single.ways[0].candidates
+    if candidates is None:
+        exact += 1
+    else:
+        offsets = np.stack(np.meshgrid(*map(np.arange, PATCH), indexing="ij"), -1).reshape(-1, 3)
+        for centre in candidates[0]:
+            np.add.at(exact, tuple(np.clip(centre - offsets, 0, limit).T), 1)
+    exact /= exact.sum()
+    for per_block, members in ((1, (0,)), (4, (0, 1, 2, 3)), (4, (3,))):
+        sampler = make_sampler(
+            scene, sampling=sampling, batch=2, patches_per_block=per_block, shuffle_steps=2
+        )
+        window = per_block * 2
+        steps = [s for s in range(1500 * window // len(members)) if s % window // 2 in members]
+        # Of one window only one patch of each group, so that the counts are independent.
+        if len(members) > 1:
+            rng = np.random.default_rng(1)
+            steps = [w * window + 2 * int(rng.integers(4)) + i for w in range(1500) for i in range(2)]
+        drawn = Counter(sampler.draw(step, place)[1] for step in steps for place in range(2))
+        total = sum(drawn.values())
+        assert all(exact[start] > 0 for start in drawn)
+        common = exact * total >= 5
+        found = np.array([drawn[tuple(place)] for place in np.argwhere(common).tolist()])
+        expected = exact[common] * total
+        assert np.sum((found - expected) ** 2 / expected) < _most_chi_square(common.sum())
+
+
+def test_groups_share_a_cell_and_are_dealt_out_evenly(tmp_path: Path) -> None:
+    scene = make_scene(tmp_path, chunked=True)
+    batch, per_block, shuffle = 3, 4, 5
+    sampler = make_sampler(
+        scene, sampling=Sampling(1, 0, 0), batch=batch, patches_per_block=per_block, shuffle_steps=shuffle
+    )
+    assert sampler.cells[0].tolist() == [4, 6, 7]
+    for window in range(3):
+        drawn: dict[int, list[np.ndarray]] = {}
+        for step in range(window * 20, window * 20 + 20):
+            member, column = divmod(step % 20, shuffle)
+            order = sampler._order(window, member)
+            groups = [int(order[column * batch + place]) for place in range(batch)]
+            assert len(set(groups)) == batch
+            for place, group in enumerate(groups):
+                drawn.setdefault(group, []).append(np.array(sampler.draw(step, place)[1]))
+        assert len(drawn) == batch * shuffle
+        for starts in drawn.values():
+            assert len(starts) == per_block
+            assert len({tuple(start // (4, 6, 7)) for start in starts}) == 1
+    assert len({tuple(sampler._order(w, m)) for w in range(3) for m in range(4)}) == 12
+
+
+def test_positions_depend_on_seed_step_and_place_alone(scene: AnnotatedVolume) -> None:
+    one, two = (make_sampler(scene, patches_per_block=4) for _ in range(2))
+    wanted = [(step, place) for step in range(40) for place in range(3)]
+    drawn = {at: one.draw(*at) for at in wanted}
+    assert {at: two.draw(*at) for at in reversed(wanted)} == drawn
+    other = make_sampler(scene, seed=1, patches_per_block=4)
+    assert sum(other.draw(*at) == drawn[at] for at in wanted) < len(wanted) / 4
+
+
+def test_cells_are_whole_chunks_of_at_least_half_a_patch(tmp_path: Path) -> None:
+    scene = make_scene(tmp_path)
+    scene.raw.chunks = (1, 5, 2)
+    assert make_sampler(scene).cells[0].tolist() == [2, 5, 4]
+
+
+def test_weights_are_shares_of_the_patches(tmp_path: Path) -> None:
+    scene = make_scene(tmp_path)
+    empty = AnnotatedVolume(scene.raw, stored(tmp_path, "none", np.zeros(SHAPE, "u1")), classes=(1, 2))
+    volumes = [scene, scene, empty]
+    indexes = [index_labels(volume, 0) for volume in volumes]
+    for sampling, expected in ((Sampling(1, 0, 0), (0.3, 0.1, 0.6)), (Sampling(0, 0, 1), (0.75, 0.25, 0.0))):
+        sampler = PatchSampler(volumes, indexes, PATCH, sampling, 0, weights=[3, 1, 6])
+        drawn = np.bincount([sampler.draw(step, 0)[0] for step in range(4000)], minlength=3) / 4000
+        assert np.allclose(drawn, expected, atol=0.04)
+        if sampling.uniform:
+            by_size = PatchSampler(volumes, indexes, PATCH, sampling, 0)
+            drawn = np.bincount([by_size.draw(step, 0)[0] for step in range(4000)], minlength=3) / 4000
+            assert np.allclose(drawn, 1 / 3, atol=0.04)
 
 
 def test_unusable_samplers(scene: AnnotatedVolume, tmp_path: Path) -> None:
@@ -138,65 +193,3 @@ def test_unusable_samplers(scene: AnnotatedVolume, tmp_path: Path) -> None:
     nothing = AnnotatedVolume(scene.raw, scene.labels, stored(tmp_path, "mask", np.zeros(SHAPE, "u1")))
     with pytest.raises(InputError, match=r"no annotated voxel in .*raw\.npy"):
         PatchSampler([nothing], [index_labels(nothing, 0)], (4, 8, 8), Sampling(), 0)
-
-
-@settings(max_examples=30, deadline=None)
-@given(symmetry=st.sampled_from(["none", "plane", "volume"]), seed=st.integers(0, 999), cube=st.booleans())
-def test_symmetries_move_image_target_and_codes_alike(symmetry: str, seed: int, cube: bool) -> None:
-    shape = (6, 6, 6) if cube else (3, 5, 6)
-    values = torch.arange(2 * np.prod(shape)).reshape(2, 1, *shape)
-    settings_ = Augmentation(symmetry, contrast=0, brightness=0)
-    image, target, codes = augment(values.float(), values, values, settings_, np.random.default_rng(seed))
-    assert torch.equal(image.long(), target)
-    assert torch.equal(target, codes)
-    assert torch.equal(target.flatten(1).sort().values, values.flatten(1))
-    assert image.shape == values.shape
-
-
-def test_plane_symmetries_are_all_reached_and_keep_z() -> None:
-    square = torch.arange(4).reshape(1, 1, 1, 2, 2)
-    rng = np.random.default_rng(0)
-    drawn = {
-        tuple(augment(square.float(), square, square, Augmentation(), rng)[1].flatten().tolist())
-        for _ in range(200)
-    }
-    assert len(drawn) == 8
-
-
-def test_intensity_jitter_leaves_target_and_codes() -> None:
-    image, labels = torch.randn(4, 1, 2, 8, 8), torch.ones(4, 1, 2, 8, 8, dtype=torch.uint8)
-    settings_ = Augmentation("none", contrast=0.2, brightness=0.2, noise=0.1)
-    out, target, codes = augment(image, labels, labels, settings_, np.random.default_rng(0))
-    again, _, _ = augment(image, labels, labels, settings_, np.random.default_rng(0))
-    assert torch.equal(out, again)
-    assert not torch.equal(out, image)
-    assert torch.equal(target, labels)
-    assert torch.equal(codes, labels)
-
-
-@pytest.mark.parametrize("dtype", ["u1", "u2", "i2", "f4"])
-def test_zscore_gives_mean_0_and_deviation_1(tmp_path: Path, dtype: str) -> None:
-    array = (
-        np.random.default_rng(0).normal(100, 8, (70, 90, 100)) + (10_000 if dtype == "f4" else 0)
-    ).astype(dtype)
-    intensity = measure_intensity(stored(tmp_path, "v", array), "zscore")
-    scaled = (array.astype("f8") - intensity.shift[0]) * intensity.scale[0]
-    assert abs(scaled.mean()) < 1e-6
-    assert abs(scaled.std() - 1) < 1e-6
-
-
-def test_zscore_of_a_large_volume_samples_it(tmp_path: Path) -> None:
-    array = np.lib.format.open_memmap(tmp_path / "v.npy", mode="w+", dtype="u1", shape=(600, 256, 256))
-    array[:] = np.linspace(0, 255, 600, dtype="u1")[:, None, None]
-    intensity = measure_intensity(open_volume(tmp_path / "v.npy"), "zscore")
-    assert abs(intensity.shift[0] - 127.5) < 4
-    assert abs(1 / intensity.scale[0] - 255 / 12**0.5) < 4
-
-
-def test_constant_volume_has_finite_scale(tmp_path: Path) -> None:
-    assert measure_intensity(stored(tmp_path, "v", np.full(SHAPE, 7, "u1")), "zscore") == Intensity(
-        (7.0,), (1.0,)
-    )
-    assert measure_intensity(stored(tmp_path, "v", np.full(SHAPE, 7, "u1")), "range") == Intensity(
-        (0.0,), (1 / 255,)
-    )

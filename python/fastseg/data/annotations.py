@@ -7,10 +7,11 @@ Codes are those of the op masked_bce: 0 ignored, 1 labelled, 2 pseudo-labelled.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from fastseg.data.chunks import ChunkCache
 from fastseg.data.volumes import Box, Volume, require_finite
 from fastseg.errors import InputError
 
@@ -75,47 +76,63 @@ class AnnotatedVolume:
             return None
         return np.asarray(self.annotation.slices, np.int64) - self.raw.origin[self.annotation.axis]
 
-    def read_raw(self, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
+    def with_cache(self, cache: ChunkCache) -> AnnotatedVolume:
+        """The same, read through a cache of decoded chunks where the file allows it."""
+        labels, mask = (v.with_cache(cache) if v is not None else None for v in (self.labels, self.mask))
+        return replace(self, raw=self.raw.with_cache(cache), labels=labels, mask=mask)
+
+    def read_raw(
+        self, start: Sequence[int], stop: Sequence[int], out: np.ndarray | None = None
+    ) -> np.ndarray:
         """(channels, z, y, x) in the file's dtype; InputError with the place if it holds NaN or infinity."""
-        box = self.raw.read(start, stop)
+        box = self.raw.read(start, stop, out)
         require_finite(box, self.raw, start)
         return box
 
-    def read_target(self, start: Sequence[int], stop: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Target (classes, z, y, x) of 0 and 1 and codes (1, z, y, x), both uint8."""
+    def read_target(
+        self,
+        start: Sequence[int],
+        stop: Sequence[int],
+        target: np.ndarray | None = None,
+        codes: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Target (classes, z, y, x) of 0 and 1 and codes (1, z, y, x), both uint8, in place where arrays are given."""
         assert self.labels is not None, "a volume without labels has no target"
+        box = tuple(b - a for a, b in zip(start, stop, strict=True))
+        target = np.empty((len(self.classes or (1,)), *box), np.uint8) if target is None else target
+        codes = np.empty((1, *box), np.uint8) if codes is None else codes
         labels = self.labels.read(start, stop)
         if self.classes is None:
-            target = (labels != 0).view(np.uint8)
+            np.not_equal(labels, 0, out=target.view(bool))
         else:
-            target = np.concatenate([labels == value for value in self.classes]).view(np.uint8)
-        codes = self._codes(start, stop)
+            for channel, value in zip(target, self.classes, strict=True):
+                np.equal(labels[0], value, out=channel.view(bool))
+        self._read_codes(start, stop, codes)
         if self.ignore_label is not None:
             codes[labels == self.ignore_label] = IGNORED
         return target, codes
 
-    def _codes(self, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
+    def _read_codes(self, start: Sequence[int], stop: Sequence[int], codes: np.ndarray) -> None:
         if self.mask is not None:
-            codes = self.mask.read(start, stop)
-            if codes.dtype == bool:
-                codes = codes.view(np.uint8)
-            wrong = (codes < IGNORED) | (codes > PSEUDO)
+            mask = self.mask.read(start, stop)
+            if mask.dtype == bool:
+                mask = mask.view(np.uint8)
+            wrong = (mask < IGNORED) | (mask > PSEUDO)
             if wrong.any():
                 place = np.argwhere(wrong[0])[0]
                 where = tuple(int(v) for v in place + start + self.mask.origin)
                 raise InputError(
                     f"mask {self.mask.name} must hold the codes 0 (ignored), 1 (labelled) and 2 (pseudo-labelled), "
-                    f"got {codes[0][tuple(place)]} at (z, y, x) = {where}"
+                    f"got {mask[0][tuple(place)]} at (z, y, x) = {where}"
                 )
-            codes = codes.astype(np.uint8)
+            codes[...] = mask
         else:
-            codes = np.ones((1, *(b - a for a, b in zip(start, stop, strict=True))), np.uint8)
+            codes[...] = LABELLED
         slices = self.annotated_slices()
         if slices is not None:
             axis = self.annotation.axis
             off = ~np.isin(np.arange(start[axis], stop[axis]), slices)
             codes[(slice(None),) * (axis + 1) + (off,)] = IGNORED
-        return codes
 
 
 @dataclass

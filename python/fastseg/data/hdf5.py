@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fastseg.data.hdf5_chunks import StoredChunk, StoredChunks, stored_chunks
 from fastseg.data.sources import Slices, Source, describe_box, guess_axes, reason
 from fastseg.errors import InputError
 
@@ -30,6 +31,7 @@ class Hdf5Source(Source):
         self.name = f"{path}:{self.dataset}"
         array = self._array(file)
         self.shape, self.dtype, self.chunks = array.shape, array.dtype, array.chunks
+        self._stored: tuple[int, StoredChunks | None] | None = None
         self.axes = guess_axes(len(self.shape))
         self.voxel_size = _hdf5_voxel_size(array.attrs)
 
@@ -48,6 +50,34 @@ class Hdf5Source(Source):
             raise InputError(
                 f"{self.name} cannot be read at {describe_box(slices)}: {reason(error)}"
             ) from error
+
+    def offers_chunks(self) -> bool:
+        return self._chunks() is not None
+
+    def chunk_bytes(self, index: tuple[int, ...]) -> StoredChunk | None:
+        """The chunk at ``index`` of the chunk grid as stored, None if it was never written. Takes no lock."""
+        stored = self._chunks()
+        assert stored is not None, "only where offers_chunks()"
+        return stored.read(index)
+
+    def decode(self, data: StoredChunk | None) -> np.ndarray:
+        """The array of a whole chunk, also at the border; of fill values for None. Takes no lock."""
+        stored = self._chunks()
+        assert stored is not None, "only where offers_chunks()"
+        return stored.decode(data)
+
+    def _chunks(self) -> StoredChunks | None:
+        found = self._stored
+        if found is None or found[0] != os.getpid():
+            array = self._array(self.handle())
+            with self._lock:
+                if self._stored is None or self._stored[0] != os.getpid():
+                    self._stored = (os.getpid(), stored_chunks(array))
+                found = self._stored
+        return found[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_stored": None}
 
     def _array(self, file: Any) -> Any:
         import h5py

@@ -1,25 +1,24 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Random training patches: positions drawn by step number, read by threads, delivered in order.
+"""Where training patches are taken: drawn by step number, alone or several from one block of chunks.
 
 Positions depend on the seed, the step and the place in the batch alone. So the stream is the same for any
-number of threads, and a resumed run needs nothing but its step to go on with the same patches.
+number of threads and of processes, and a resumed run needs nothing but its step to go on with the same patches.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from fastseg.data.annotations import AnnotatedVolume, LabelIndex
-from fastseg.data.intensity import Intensity
 from fastseg.data.volumes import Box
 from fastseg.errors import InputError
+
+# Tell apart the random numbers of groups and of their order from those of (seed, step, place).
+_GROUP, _ORDER = 1, 2
 
 
 @dataclass(frozen=True)
@@ -31,26 +30,28 @@ class Sampling:
     foreground: float = 0.45
 
 
-@dataclass
-class Batch:
-    """raw (B, C, z, y, x) in the file's dtype, target (B, K, ...) and codes (B, 1, ...) uint8, shift and scale
-    (B, C) of each sample's volume."""
+@dataclass(frozen=True)
+class _Way:
+    """A way of drawing: its share, the chance of each volume, and candidate positions (None: anywhere)."""
 
-    raw: Tensor
-    target: Tensor
-    codes: Tensor
-    shift: Tensor
-    scale: Tensor
-
-    def to(self, device: torch.device) -> Batch:
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
-
-    def pin_memory(self) -> Batch:
-        return Batch(*(tensor.pin_memory() for tensor in vars(self).values()))
+    share: float
+    chances: list[float]
+    candidates: list[np.ndarray] | None
 
 
 class PatchSampler:
-    """Draw (volume, start) of a patch for a step and a place in the batch."""
+    """Draw (volume, start) of a patch for a step and a place in the batch.
+
+    patches_per_block 1: each patch by itself. k > 1: patches come in groups of k whose starts lie in one cell of
+    the volume, a few chunks large, so that a group reads one block of chunks. The first of a group is drawn as
+    for 1, the others from the same distribution given its cell: **each patch alone is distributed as for 1**,
+    only those of one group are alike. Within k * shuffle_steps steps, ``batch * shuffle_steps`` groups are dealt
+    out such that every shuffle_steps steps take each of them once, in a new random order: no batch holds two
+    patches of one group.
+
+    batch: of all processes together. weights: the chance of each volume; None: by its number of voxels,
+    labelled voxels or foreground voxels, whichever the way of drawing is about.
+    """
 
     def __init__(
         self,
@@ -59,6 +60,11 @@ class PatchSampler:
         patch: Box,
         sampling: Sampling,
         seed: int,
+        *,
+        batch: int = 1,
+        patches_per_block: int = 1,
+        shuffle_steps: int = 8,
+        weights: Sequence[float] | None = None,
     ) -> None:
         for volume in volumes:
             if any(p > n for p, n in zip(patch, volume.shape, strict=True)):
@@ -68,100 +74,110 @@ class PatchSampler:
         if not any(index.labelled_voxels + index.pseudo_voxels for index in indexes):
             names = ", ".join(volume.raw.name for volume in volumes)
             raise InputError(f"no annotated voxel in {names}: check labels, mask, annotated and region")
-        self.shapes = [volume.shape for volume in volumes]
-        self.patch, self.seed = patch, seed
-        # A way of drawing is a share, the chance of each volume, and candidate positions (None: anywhere).
-        ways = [
-            (sampling.uniform, [float(np.prod(v.shape)) for v in volumes], None),
+        self.patch, self.seed, self.batch = patch, seed, batch
+        self.patches_per_block, self.shuffle_steps = patches_per_block, shuffle_steps
+        self.limits = [np.subtract(volume.shape, patch) for volume in volumes]
+        self.origins = [np.asarray(volume.raw.origin) for volume in volumes]
+        self.cells = [np.asarray(_cell(volume.raw.chunks or patch, patch)) for volume in volumes]
+        counts = [
+            (sampling.uniform, [int(np.prod(volume.shape)) for volume in volumes], None),
             (
                 sampling.labelled,
-                [float(i.labelled_voxels + i.pseudo_voxels) for i in indexes],
-                [i.labelled for i in indexes],
+                [index.labelled_voxels + index.pseudo_voxels for index in indexes],
+                [index.labelled for index in indexes],
             ),
             (
                 sampling.foreground,
-                [float(i.foreground_voxels) for i in indexes],
-                [i.foreground for i in indexes],
+                [index.foreground_voxels for index in indexes],
+                [index.foreground for index in indexes],
             ),
         ]
-        self.ways = [
-            (share, weights, found) for share, weights, found in ways if share > 0 and sum(weights) > 0
-        ]
+        ways = [_Way(share, _chances(found, weights), where) for share, found, where in counts]
+        self.ways = [way for way in ways if way.share > 0 and sum(way.chances) > 0]
         if not self.ways:
             raise InputError("sampling draws around foreground alone, but no labelled voxel is foreground")
+        # A window's groups and orders, and the next one's, which the readers are already at.
+        self._group = lru_cache(4 * batch * shuffle_steps)(self._draw_group)
+        self._order = lru_cache(8)(self._draw_order)
 
     def draw(self, step: int, place: int) -> tuple[int, Box]:
-        rng = np.random.default_rng((self.seed, step, place))
-        _, weights, candidates = self.ways[_choose(rng, [way[0] for way in self.ways])]
-        volume = _choose(rng, weights)
-        limit = np.subtract(self.shapes[volume], self.patch)
-        if candidates is None:
-            start = rng.integers(limit + 1)
+        """(volume, start) of the patch at ``place``, counted over the batch of all processes, of ``step``."""
+        if self.patches_per_block == 1:
+            rng = np.random.default_rng((self.seed, step, place))
+            volume, _, start = self._draw_alone(rng)
+            return volume, _box(start)
+        window, within = divmod(step, self.patches_per_block * self.shuffle_steps)
+        member, column = divmod(within, self.shuffle_steps)
+        group = self._order(window, member)[column * self.batch + place]
+        volume, starts = self._group(window, int(group))
+        return volume, _box(starts[member])
+
+    def _draw_alone(self, rng: np.random.Generator) -> tuple[int, _Way, np.ndarray]:
+        way = self.ways[_choose(rng, [way.share for way in self.ways])]
+        volume = _choose(rng, way.chances)
+        limit = self.limits[volume]
+        if way.candidates is None:
+            return volume, way, rng.integers(limit + 1)
+        found = way.candidates[volume]
+        centre = found[rng.integers(len(found))]
+        return volume, way, np.clip(centre - rng.integers(self.patch), 0, limit)
+
+    def _draw_order(self, window: int, member: int) -> np.ndarray:
+        rng = np.random.default_rng((self.seed, window, member, _ORDER))
+        return rng.permutation(self.batch * self.shuffle_steps)
+
+    def _draw_group(self, window: int, group: int) -> tuple[int, np.ndarray]:
+        """The volume of a group and the starts (k, 3) of its patches, all of one cell."""
+        rng = np.random.default_rng((self.seed, window, group, _GROUP))
+        volume, way, first = self._draw_alone(rng)
+        limit, origin, cell = self.limits[volume], self.origins[volume], self.cells[volume]
+        corner = (first + origin) // cell * cell - origin
+        low, high = np.maximum(corner, 0), np.minimum(corner + cell, limit + 1)
+        more = self.patches_per_block - 1
+        if way.candidates is None:
+            others = rng.integers(low, high, (more, 3))
         else:
-            centre = candidates[volume][rng.integers(len(candidates[volume]))]
-            start = np.clip(centre - rng.integers(self.patch), 0, limit)
-        return volume, (int(start[0]), int(start[1]), int(start[2]))
+            others = self._draw_around(way.candidates[volume], low, high, limit, more, rng)
+        # The order within the group carries nothing: the first is not always the one that chose the cell.
+        return volume, rng.permutation(np.concatenate((first[None], others)))
 
-
-class PatchLoader:
-    """Batches of patches in the order of their steps, read ahead by threads.
-
-    Memory is bounded by ``threads + 1`` batches beside the one in use. Reading releases Python's lock in
-    decompression of TIFF and image files; HDF5 reads are serialised by h5py.
-    """
-
-    def __init__(
+    def _draw_around(
         self,
-        volumes: Sequence[AnnotatedVolume],
-        intensities: Sequence[Intensity],
-        sampler: PatchSampler,
-        *,
-        batch: int,
-        threads: int,
-        pin_memory: bool = False,
-        places: range | None = None,
-    ) -> None:
-        """places: those of the batch to load, one process's share of it; all by default."""
-        self.places = range(batch) if places is None else places
-        self.volumes, self.intensities, self.sampler = volumes, intensities, sampler
-        self.threads, self.pin_memory = threads, pin_memory
+        candidates: np.ndarray,
+        low: np.ndarray,
+        high: np.ndarray,
+        limit: np.ndarray,
+        count: int,
+        rng: np.random.Generator,
+    ) -> np.ndarray:
+        """Starts drawn as by _draw_alone, given that they lie in [low, high)."""
+        patch = np.asarray(self.patch)
+        # Before it is clipped to the volume, a start at its border may have been anything beyond.
+        reach_low = np.where(low == 0, np.iinfo(np.int64).min, low)
+        reach_high = np.where(high > limit, np.iinfo(np.int64).max, high)
+        near = candidates[((candidates >= low) & (candidates < high + patch)).all(axis=1)]
+        first = np.maximum(near - patch + 1, reach_low)
+        last = np.minimum(near, reach_high - 1)
+        pairs = np.maximum(last - first + 1, 0).prod(axis=1)  # of a candidate and an offset
+        edges = np.cumsum(pairs)
+        chosen = np.searchsorted(edges, rng.integers(edges[-1], size=count), side="right")
+        return np.clip(rng.integers(first[chosen], last[chosen] + 1), 0, limit)
 
-    def load(self, step: int) -> Batch:
-        """The batch of one step."""
-        raws, targets, codes, shifts, scales = [], [], [], [], []
-        for place in self.places:
-            which, start = self.sampler.draw(step, place)
-            stop = tuple(s + p for s, p in zip(start, self.sampler.patch, strict=True))
-            raws.append(self.volumes[which].read_raw(start, stop))
-            target, code = self.volumes[which].read_target(start, stop)
-            targets.append(target)
-            codes.append(code)
-            shifts.append(self.intensities[which].shift)
-            scales.append(self.intensities[which].scale)
-        batch = Batch(
-            torch.from_numpy(np.stack(raws)),
-            torch.from_numpy(np.stack(targets)),
-            torch.from_numpy(np.stack(codes)),
-            torch.tensor(shifts, dtype=torch.float32),
-            torch.tensor(scales, dtype=torch.float32),
-        )
-        return batch.pin_memory() if self.pin_memory else batch
 
-    def batches(self, first: int, last: int) -> Iterator[Batch]:
-        """The batches of steps first .. last - 1."""
-        pending: deque[Future[Batch]] = deque()
-        ahead = iter(range(first, last))
-        with ThreadPoolExecutor(self.threads, thread_name_prefix="fastseg-read") as pool:
-            try:
-                for step in ahead:
-                    pending.append(pool.submit(self.load, step))
-                    if len(pending) > self.threads:
-                        yield pending.popleft().result()
-                while pending:
-                    yield pending.popleft().result()
-            finally:
-                for future in pending:
-                    future.cancel()
+def _cell(chunks: Sequence[int], patch: Box) -> Box:
+    """The smallest multiple of the chunks that is at least half a patch: smaller ones would make patches alike."""
+    z, y, x = (c * -(-(p // 2 or 1) // c) for c, p in zip(chunks, patch, strict=True))
+    return (z, y, x)
+
+
+def _chances(found: Sequence[int], weights: Sequence[float] | None) -> list[float]:
+    if weights is None:
+        return [float(count) for count in found]
+    return [weight if count else 0.0 for count, weight in zip(found, weights, strict=True)]
+
+
+def _box(start: np.ndarray) -> Box:
+    return (int(start[0]), int(start[1]), int(start[2]))
 
 
 def _choose(rng: np.random.Generator, weights: Sequence[float]) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from fastseg.data.chunks import ChunkCache, offers_chunks, read_chunked
 from fastseg.data.hdf5 import HDF5_SUFFIXES, Hdf5Source
 from fastseg.data.images import IMAGE_SUFFIXES, TIFF_SUFFIXES, FolderSource, TiffSource
 from fastseg.data.sources import NpySource, Source
@@ -50,6 +51,7 @@ class Volume:
         chunk = dict(zip(axes, source.chunks, strict=True)) if source.chunks else None
         self.chunks: Box | None = (chunk.get("z", 1), chunk["y"], chunk["x"]) if chunk else None
         self.voxel_size = source.voxel_size
+        self.cache: ChunkCache | None = None
 
     def crop(self, start: Sequence[int], stop: Sequence[int]) -> Volume:
         """The box [start, stop) of this volume, as a volume of its own that shares the file."""
@@ -62,14 +64,32 @@ class Volume:
         box.shape = _triple(b - a for a, b in zip(start, stop, strict=True))
         return box
 
-    def read(self, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
-        """The box [start, stop) as a new array (channels, z, y, x). Reads only what the box touches."""
+    def with_cache(self, cache: ChunkCache) -> Volume:
+        """This volume, its chunks decoded by the reading threads themselves and kept in ``cache``, if they can be."""
+        cached = object.__new__(Volume)
+        cached.__dict__.update(self.__dict__)
+        cached.cache = cache if offers_chunks(self.source) else None
+        return cached
+
+    def read(self, start: Sequence[int], stop: Sequence[int], out: np.ndarray | None = None) -> np.ndarray:
+        """The box [start, stop) as (channels, z, y, x), in ``out`` if given. Reads only what the box touches."""
         ranges = {
             axis: slice(origin + low, origin + high)
             for axis, origin, low, high in zip("zyx", self.origin, start, stop, strict=True)
         }
         ranges["c"] = slice(0, self.channels)
-        array = self.source.read(tuple(ranges[axis] for axis in self.axes))
+        slices = tuple(ranges[axis] for axis in self.axes)
+        if self.cache is not None or out is not None:
+            if out is None:
+                box = (b - a for a, b in zip(start, stop, strict=True))
+                out = np.empty((self.channels, *box), self.dtype)
+            target = self._in_file_axes(out)
+            if self.cache is not None:
+                read_chunked(self.source, slices, target, self.cache)
+            else:
+                target[...] = self.source.read(slices)
+            return out
+        array = self.source.read(slices)
         order = [self.axes.index(axis) for axis in "czyx" if axis in self.axes]
         array = array.transpose(order)
         if "z" not in self.axes:
@@ -77,6 +97,12 @@ class Volume:
         if "c" not in self.axes:
             array = array[None]
         return np.ascontiguousarray(array, dtype=self.dtype)
+
+    def _in_file_axes(self, array: np.ndarray) -> np.ndarray:
+        """A view of (channels, z, y, x) with the axes of the file in its order."""
+        kept = [axis for axis in "czyx" if axis in self.axes]
+        view = array[tuple(slice(None) if axis in kept else 0 for axis in "czyx")]
+        return view.transpose([kept.index(axis) for axis in self.axes])
 
     def __getitem__(self, key: tuple[slice, slice, slice] | slice) -> np.ndarray:
         """``volume[z0:z1, y0:y1, x0:x1]`` as (channels, z, y, x); missing slices mean all of the axis."""

@@ -10,14 +10,15 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fastseg.data.annotations import AnnotatedVolume, LabelIndex, index_labels
-from fastseg.data.augment import Augmentation, augment
-from fastseg.data.intensity import measure_intensity, scale_intensity
-from fastseg.data.patches import Batch, PatchLoader, PatchSampler, Sampling
+from fastseg.data.augment import augment
+from fastseg.data.buffers import Batch
+from fastseg.data.intensity import measure_intensity
+from fastseg.data.loader import PatchLoader
+from fastseg.data.resident import ResidentLoader, choose_loader
 from fastseg.errors import InputError
 from fastseg.methods.inference import predictor, tiling_of
 from fastseg.methods.validation import Validation
@@ -25,7 +26,7 @@ from fastseg.nets.unet import UNet
 from fastseg.nn import MaskedWeightedBCE
 from fastseg.train.checkpoint import RunFolder, write_atomically
 from fastseg.train.config import Config, dump_config
-from fastseg.train.inputs import open_training, open_validation
+from fastseg.train.inputs import augmentation, build_sampler, open_training, open_validation
 from fastseg.train.memory import explaining_out_of_memory
 from fastseg.train.ranks import Ranks, join
 from fastseg.train.task import Task
@@ -36,6 +37,9 @@ _FREE_TO_CHANGE = (
     "output",
     "data.root",
     "data.threads",
+    "data.cache_mib",
+    "data.resident",
+    "data.resident_mib",
     "data.test",
     "train.device",
     "train.compile",
@@ -77,18 +81,9 @@ class SupervisedTask(Task):
     def __init__(self, config: Config, volumes: list[AnnotatedVolume], ranks: Ranks) -> None:
         self.config, self.device = config, ranks.device
         self.indexes = [index_labels(volume, config.seed) for volume in volumes]
-        sampling = Sampling(**config.data.sampling.model_dump())
-        sampler = PatchSampler(volumes, self.indexes, config.patch, sampling, config.seed)
-        self.places = ranks.places(config.train.batch)
-        self.loader = PatchLoader(
-            volumes,
-            [measure_intensity(volume.raw, config.data.normalize) for volume in volumes],
-            sampler,
-            batch=config.train.batch,
-            threads=config.data.threads,
-            pin_memory=self.device.type == "cuda",
-            places=self.places,
-        )
+        self.augmentation = augmentation(config)
+        places = ranks.places(config.train.batch)
+        self.loader = build_loader(config, volumes, self.indexes, self.device, places)
         torch.manual_seed(config.seed)
         self.network = build_network(config, volumes[0].raw.channels).to(self.device)
         weight = config.loss.pos_weight
@@ -98,41 +93,48 @@ class SupervisedTask(Task):
             normalize=config.loss.normalize,
             across_ranks=ranks.count > 1,
         ).to(self.device)
-        self.augmentation = Augmentation(**config.train.augment.model_dump())
         held_out = open_validation(config, volumes[0].raw)
         predictors = [predictor(self.network, volume.raw, config, self.device) for volume in held_out]
-        self.validation = Validation(
-            held_out,
-            predictors,
-            [
-                tiling_of(config, *pair, self.device)
-                for pair in zip(predictors, (v.raw for v in held_out), strict=True)
-            ],
-            config.predict.threshold,
-            ranks,
-        )
+        tilings = [
+            tiling_of(config, predict, volume.raw, self.device)
+            for predict, volume in zip(predictors, held_out, strict=True)
+        ]
+        self.validation = Validation(held_out, predictors, tilings, config.predict.threshold, ranks)
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         return self.loader.batches(first, last)
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         batch = batch.to(self.device)
-        image = scale_intensity(batch.raw, batch.shift, batch.scale)
-        image, target, codes = self._augment(image, batch.target, batch.codes, step)
+        image, target, codes = augment(batch, self.augmentation, self.config.patch, self.config.seed)
         logits = self.network(image.contiguous(memory_format=torch.channels_last_3d))
         return self.criterion(logits, target, codes), {}
 
     def validate(self) -> dict[str, float]:
         return self.validation.measure()
 
-    def _augment(self, image: Tensor, target: Tensor, codes: Tensor, step: int) -> tuple[Tensor, ...]:
-        # Each place of the global batch has a random stream of its own, whichever process holds it. The last
-        # number keeps it apart from the stream that drew the patch.
-        samples = []
-        for sample, place in zip(zip(image, target, codes, strict=True), self.places, strict=True):
-            rng = np.random.default_rng((self.config.seed, step, place, 1))
-            samples.append(augment(*(tensor[None] for tensor in sample), self.augmentation, rng))
-        return tuple(torch.cat(tensors) for tensors in zip(*samples, strict=True))
+
+def build_loader(
+    config: Config,
+    volumes: list[AnnotatedVolume],
+    indexes: list[LabelIndex],
+    device: torch.device,
+    places: range | None = None,
+) -> PatchLoader | ResidentLoader:
+    """The loader of a configuration, for one process's places in the batch; all by default."""
+    data = config.data
+    return choose_loader(
+        volumes,
+        [measure_intensity(volume.raw, data.normalize) for volume in volumes],
+        build_sampler(config, volumes, indexes),
+        device,
+        resident=data.resident,
+        most_bytes=data.resident_mib << 20,
+        cache_bytes=data.cache_mib << 20,
+        threads=data.threads,
+        places=places,
+        margin=augmentation(config).margin(config.patch, [v.raw.voxel_size or (1, 1, 1) for v in volumes]),
+    )
 
 
 def train(config: Config, *, resume: bool = False, quiet: bool = False) -> RunFolder:
@@ -145,8 +147,7 @@ def train(config: Config, *, resume: bool = False, quiet: bool = False) -> RunFo
         "network.width": config.network.width,
         "train.precision": config.train.precision,
     }
-    advice = "lower train.batch, data.patch or network.width, or set train.precision: bf16"
-    with join(config.train.device) as ranks, explaining_out_of_memory(ranks, sizes, advice):
+    with join(config.train.device) as ranks, explaining_out_of_memory(ranks, sizes):
         if ranks.first:
             _require_fresh_or_same(config, run, resume)
         volumes = open_training(config)

@@ -10,23 +10,17 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from fastseg.data.augment import Augmentation, Symmetry
 from fastseg.data.intensity import Mode
 from fastseg.data.patches import Sampling
 from fastseg.errors import InputError
 from fastseg.nets.unet import Norm
 from fastseg.predict import Flips, Tiling
+from fastseg.train.augment_config import AugmentConfig
+from fastseg.train.section import NotNegative, Positive, Section, Share
 
-Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-NotNegative = Annotated[float, Field(ge=0)]
 Range = tuple[Annotated[int, Field(ge=0)], Positive]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class RegionConfig(Section):
@@ -60,6 +54,7 @@ class VolumeConfig(Section):
     axes: str | None = None
     region: RegionConfig = RegionConfig()
     annotated: AnnotatedConfig | None = None
+    weight: Annotated[float, Field(gt=0)] | None = None
 
 
 class SamplingConfig(Section):
@@ -77,14 +72,26 @@ class SamplingConfig(Section):
 class DataConfig(Section):
     root: str | None = None  # the config file's own folder
     train: list[VolumeConfig] = Field(min_length=1)
-    validation: list[VolumeConfig] = []
-    test: list[VolumeConfig] = []
+    validation: list[VolumeConfig] = Field([])
+    test: list[VolumeConfig] = Field([])
     patch: list[Positive]
     classes: list[int] | None = None
     ignore_label: int | None = None
     normalize: Mode = "zscore"
     sampling: SamplingConfig = SamplingConfig()
     threads: Positive = 2
+    patches_per_block: Positive = 4
+    shuffle_steps: Positive = 8
+    cache_mib: Positive = 512
+    resident: bool | Literal["auto"] = "auto"
+    resident_mib: Positive = 1024
+
+    @model_validator(mode="after")
+    def _all_weights(self) -> DataConfig:
+        weights = [entry.weight for entry in self.train]
+        if None in weights and any(weight is not None for weight in weights):
+            raise ValueError("give every training volume a weight or none: a weight is the share of patches")
+        return self
 
     @model_validator(mode="after")
     def _patch_axes(self) -> DataConfig:
@@ -95,7 +102,7 @@ class DataConfig(Section):
 
 class NetworkConfig(Section):
     width: Positive = 16
-    pooling: list[Positive | list[Positive]] = [2, 2, 2]
+    pooling: list[Positive | list[Positive]] = Field([2, 2, 2])
     norm: Norm = "instance"
 
 
@@ -103,13 +110,6 @@ class LossConfig(Section):
     pseudo_weight: NotNegative = 0.25
     pos_weight: list[NotNegative] | None = None
     normalize: Literal["voxels", "weight", "terms"] = "voxels"
-
-
-class AugmentConfig(Section):
-    symmetry: Symmetry = Augmentation.symmetry
-    contrast: NotNegative = Augmentation.contrast
-    brightness: NotNegative = Augmentation.brightness
-    noise: NotNegative = Augmentation.noise
 
 
 class StopConfig(Section):
@@ -135,6 +135,11 @@ class TrainConfig(Section):
     measure: Literal["dice", "loss"] = "dice"
     stop: StopConfig | None = None
     augment: AugmentConfig = AugmentConfig()
+
+    @field_validator("augment", mode="before")
+    @classmethod
+    def _off_by_one_word(cls, value: Any) -> Any:
+        return {"enabled": False} if value == "none" else value
 
 
 class PredictConfig(Section):

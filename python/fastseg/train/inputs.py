@@ -6,7 +6,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from fastseg.data.annotations import AnnotatedVolume, Annotation
+from fastseg.data.annotations import AnnotatedVolume, Annotation, LabelIndex
+from fastseg.data.augment import Augmentation, Probability
+from fastseg.data.patches import PatchSampler, Sampling
 from fastseg.data.volumes import Volume, open_volume
 from fastseg.errors import InputError
 from fastseg.train.config import AnnotatedConfig, Config, DataConfig, RegionConfig, VolumeConfig
@@ -63,6 +65,27 @@ def open_annotated(entry: VolumeConfig, data: DataConfig) -> AnnotatedVolume:
         tuple(data.classes) if data.classes else None,
         data.ignore_label,
     )
+
+
+def build_sampler(config: Config, volumes: list[AnnotatedVolume], indexes: list[LabelIndex]) -> PatchSampler:
+    """Where the patches of the batches, of all processes together, are taken."""
+    weights = [entry.weight for entry in config.data.train]
+    return PatchSampler(
+        volumes,
+        indexes,
+        config.patch,
+        Sampling(**config.data.sampling.model_dump()),
+        config.seed,
+        batch=config.train.batch,
+        patches_per_block=config.data.patches_per_block,
+        shuffle_steps=config.data.shuffle_steps,
+        weights=None if weights[0] is None else [weight or 0.0 for weight in weights],
+    )
+
+
+def augmentation(config: Config) -> Augmentation:
+    values = config.train.augment.model_dump()
+    return Augmentation(**{**values, "probability": Probability(**values["probability"])})
 
 
 def _open(path: str, data: DataConfig, axes: str | None = None) -> Volume:

@@ -13,11 +13,13 @@ import torch
 from fastseg.errors import InputError
 from fastseg.train.ranks import Ranks
 
+_ADVICE = "lower train.batch, data.patch or network.width, or set train.precision: bf16"
+
 _CPU_ALLOCATOR = re.compile(r"can't allocate memory: you tried to allocate (\d+) bytes|std::bad_alloc")
 
 
 @contextlib.contextmanager
-def explaining_out_of_memory(ranks: Ranks, sizes: dict[str, Any], advice: str) -> Iterator[None]:
+def explaining_out_of_memory(ranks: Ranks, sizes: dict[str, Any], advice: str = _ADVICE) -> Iterator[None]:
     """Turn a failed allocation, on a GPU, by torch's CPU allocator or by numpy, into an InputError.
 
     sizes: the settings that decide how much is needed, by their key. advice: what to do about them.

@@ -23,6 +23,7 @@ data:
       # axes: czyx               # where they are not yx, zyx or czyx
       region: {z: [0, 96]}       # the part to use, [first, last) in voxels; leave out for all
       annotated: {axis: z, every: 8}   # or slices: [0, 8, 16]; leave out if every voxel is labelled
+      # weight: 1.0              # share of the patches; for every volume or none
   validation:               # predicted while training, for the best checkpoint and train.stop; may be left out
     - raw: brain.h5:/raw
       labels: brain.h5:/labels
@@ -37,6 +38,11 @@ data:
   normalize: zscore         # per volume; or range (integers to 0..1), none
   sampling: {uniform: 0.1, labelled: 0.45, foreground: 0.45}   # shares of patch positions
   threads: 2                # readers
+  patches_per_block: 4      # patches taken from one block of chunks; 1: each by itself. See docs/loading.md
+  shuffle_steps: 8          # steps between patches of one block, on average
+  cache_mib: 512            # decoded chunks kept for the patches that follow
+  resident: auto            # volumes on the device where they fit into resident_mib; true; false
+  resident_mib: 1024
 
 network:
   width: 16                 # channels of the first convolution, doubled by each level
@@ -63,11 +69,22 @@ train:
   validate_every: 500       # steps between predictions of data.validation
   measure: dice             # what the best checkpoint is best in; or loss
   stop: null                # as in {patience: 5, gain: 0.001}: end after 5 validations that gained no more
-  augment:
+  augment:                  # augment: none, or enabled: false, for none at all; each kind is off at 0
+    enabled: true
     symmetry: plane         # flips and right angles in y, x; volume: in all axes; none
+    rotate: 0.0             # degrees to either side in y, x; with it a larger patch is read
+    tilt: 0.0               # degrees about y and x
+    scale: 0.0              # 0.2: zoom from 1/1.2 to 1.2
+    elastic: 0.0            # displacement of control points, voxels
+    elastic_grid: 32        # distance of control points, voxels
+    gamma: 0.0              # 0.3: exponents from 1/1.3 to 1.3
     contrast: 0.1
     brightness: 0.1
     noise: 0.0
+    blur: 0.0               # widest Gaussian, voxels
+    missing: 0              # most sections in a row that are dark or faint
+    probability: {rotate: 0.5, scale: 0.5, elastic: 0.3, gamma: 0.3, contrast: 1.0, brightness: 1.0, noise: 1.0,
+                  blur: 0.2, missing: 0.2}   # share of samples that each kind changes
 
 predict:
   overlap: 0.5              # share of the window shared with the next

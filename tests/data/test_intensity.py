@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Intensity scaling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastseg.data.intensity import Intensity, measure_intensity
+from fastseg.data.volumes import open_volume
+from tests.data.scenes import SHAPE, stored
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "i2", "f4"])
+def test_zscore_gives_mean_0_and_deviation_1(tmp_path: Path, dtype: str) -> None:
+    array = (
+        np.random.default_rng(0).normal(100, 8, (70, 90, 100)) + (10_000 if dtype == "f4" else 0)
+    ).astype(dtype)
+    intensity = measure_intensity(stored(tmp_path, "v", array), "zscore")
+    scaled = (array.astype("f8") - intensity.shift[0]) * intensity.scale[0]
+    assert abs(scaled.mean()) < 1e-6
+    assert abs(scaled.std() - 1) < 1e-6
+
+
+def test_zscore_of_a_large_volume_samples_it(tmp_path: Path) -> None:
+    array = np.lib.format.open_memmap(tmp_path / "v.npy", mode="w+", dtype="u1", shape=(600, 256, 256))
+    array[:] = np.linspace(0, 255, 600, dtype="u1")[:, None, None]
+    intensity = measure_intensity(open_volume(tmp_path / "v.npy"), "zscore")
+    assert abs(intensity.shift[0] - 127.5) < 4
+    assert abs(1 / intensity.scale[0] - 255 / 12**0.5) < 4
+
+
+def test_constant_volume_has_finite_scale(tmp_path: Path) -> None:
+    assert measure_intensity(stored(tmp_path, "v", np.full(SHAPE, 7, "u1")), "zscore") == Intensity(
+        (7.0,), (1.0,)
+    )
+    assert measure_intensity(stored(tmp_path, "v", np.full(SHAPE, 7, "u1")), "range") == Intensity(
+        (0.0,), (1 / 255,)
+    )
