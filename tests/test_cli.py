@@ -119,6 +119,19 @@ def test_init_check_info(tmp_path: Path) -> None:
     checked = fastseg("check", make_project(tmp_path))
     assert checked.returncode == 0, checked.stderr
     assert "parameters, patch (8, 32, 32)" in checked.stdout
+    assert "may run in 1 or 2 processes" in checked.stdout
+    held_out = "[{raw: phantoms.h5:/raw, labels: phantoms.h5:/somata, region: {z: [16, 24]}}]"
+    extras = [
+        f"data.validation={held_out}",
+        "train.stop={patience: 4}",
+        "train.ema=0.99",
+        "train.precision=fp16",
+    ]
+    told = fastseg("check", tmp_path / "run.yaml", *extras).stdout
+    assert "validation, every 500 steps\n  " in told
+    assert "best checkpoint: by dice in validation; ends after 4 without gain" in told
+    assert "moving average with decay 0.99" in told
+    assert ", float16, " in told
     told = fastseg("info")
     assert told.returncode == 0
     assert "masked_bce" in told.stdout

@@ -14,7 +14,7 @@ from fastseg.data.volumes import Volume
 from fastseg.methods.supervised import build_network, describe
 from fastseg.train.config import Config
 from fastseg.train.device import autocast_dtype, choose_device
-from fastseg.train.inputs import open_annotated, open_training
+from fastseg.train.inputs import open_annotated, open_training, open_validation
 
 
 def check_run(config: Config) -> list[str]:
@@ -29,6 +29,12 @@ def check_run(config: Config) -> list[str]:
     for volume, index in zip(volumes, indexes, strict=True):
         _read_all(volume)
         lines += [f"  {describe(volume, index)}", f"  {_storage(volume.raw)}"]
+    held_out = open_validation(config, volumes[0].raw)
+    if held_out:
+        lines.append(f"validation, every {config.train.validate_every} steps")
+    for volume in held_out:
+        _read_all(volume)
+        lines.append(f"  {describe(volume, index_labels(volume, config.seed))}")
     tests = [open_annotated(entry, config.data) for entry in config.data.test]
     lines.append("test" if tests else "test: none")
     for volume in tests:
@@ -42,9 +48,26 @@ def check_run(config: Config) -> list[str]:
     count = sum(p.numel() for p in network.parameters())
     lines += [
         f"network: {count:,} parameters, patch {config.patch} (z, y, x), batch {config.train.batch}",
-        f"device: {device} ({_device_name(device)}), {'bfloat16' if precision else 'float32'}, "
-        f"{torch.get_num_threads()} threads",
+        f"device: {device} ({_device_name(device)}), {precision or torch.float32}".replace("torch.", "")
+        + f", {torch.get_num_threads()} threads",
+        *_training(config),
     ]
+    return lines
+
+
+def _training(config: Config) -> list[str]:
+    train, shares = config.train, [n for n in range(1, config.train.batch + 1) if config.train.batch % n == 0]
+    lines = [
+        f"steps: {train.steps}, a checkpoint every {train.checkpoint_every}; may run in "
+        f"{' or '.join(map(str, shares))} processes"
+    ]
+    if config.data.validation:
+        stop = f"; ends after {train.stop.patience} without gain" if train.stop else ""
+        lines.append(f"best checkpoint: by {train.measure} in validation{stop}")
+    if train.ema is not None:
+        lines.append(f"weights: a moving average with decay {train.ema} is what validates and predicts")
+    if train.compile:
+        lines.append("torch.compile: the first step takes minutes")
     return lines
 
 
