@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def test_2d_network_on_a_folder_of_images(tmp_path: Path) -> None:
         "network.pooling=[2, 2]",
         "train.steps=10",
     ]
-    for arguments in (["check", config, *overrides], ["train", config, *overrides]):
+    for arguments in (["check", "--seconds", 0, config, *overrides], ["train", config, *overrides]):
         done = fastseg(*arguments)
         assert done.returncode == 0, done.stderr
     for name in ("predict", "evaluate"):
@@ -117,9 +118,26 @@ def test_init_check_info(tmp_path: Path) -> None:
     assert fastseg("init", tmp_path / "new.yaml").returncode == 0
     again = fastseg("init", tmp_path / "new.yaml")
     assert (again.returncode, "exists already" in again.stderr) == (2, True)
-    checked = fastseg("check", make_project(tmp_path))
+    checked = fastseg("check", "--seconds", 0.2, make_project(tmp_path))
     assert checked.returncode == 0, checked.stderr
+    assert re.search(r"measured: the loader alone gives [\d.e+]+ patches/s", checked.stdout)
+    assert re.search(r"memory: [\d,]+ MiB of this process", checked.stdout)
+    assert "trouble" not in checked.stdout.replace("trouble: loading is slower", "")
     assert "parameters, patch (8, 32, 32)" in checked.stdout
+    assert "may run in 1 or 2 processes" in checked.stdout
+    held_out = "[{raw: phantoms.h5:/raw, labels: phantoms.h5:/somata, region: {z: [16, 24]}}]"
+    extras = [
+        f"data.validation={held_out}",
+        "train.stop={patience: 4}",
+        "train.ema=0.99",
+        "train.precision=fp16",
+    ]
+    told = fastseg("check", "--seconds", 0, tmp_path / "run.yaml", *extras).stdout
+    assert "measured" not in told
+    assert "validation, every 500 steps\n  " in told
+    assert "best checkpoint: by dice in validation; ends after 4 without gain" in told
+    assert "moving average with decay 0.99" in told
+    assert ", float16, " in told
     told = fastseg("info")
     assert told.returncode == 0
     assert "masked_bce" in told.stdout
@@ -272,6 +290,16 @@ def test_bench_writes_the_rates_of_the_pipeline(trained: Path) -> None:
         voxels = rates[stage]["voxels_per_second"] / rates[stage]["patches_per_second"]
         assert voxels == pytest.approx(patch[0] * patch[1] * patch[2])
     assert "say what to time" in fastseg("bench", trained / "run.yaml").stderr
+
+
+def test_check_names_chunks_that_are_large_beside_the_patch(tmp_path: Path) -> None:
+    config = make_project(tmp_path)
+    options = ("--seconds", 0, config, "data.resident=false", "network.pooling=[[1, 2, 2]]")
+    small = fastseg("check", *options, "data.patch=[2, 8, 8]").stdout
+    assert "trouble: phantoms.h5:/raw: chunks (8, 32, 32) are large beside the patch" in small.replace(
+        f"{tmp_path}/", ""
+    )
+    assert "trouble" not in fastseg("check", *options).stdout
 
 
 def test_raw_and_output_go_together_and_differ(trained: Path) -> None:

@@ -40,11 +40,17 @@ def init(path: Annotated[str, typer.Argument(help="The file to write.")] = "fast
 
 
 @app.command()
-def check(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Read the configuration and all data it names, and say what a run would use."""
+def check(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="How long to time loading and learning, each; 0: not at all.")
+    ] = 3.0,
+) -> None:
+    """Read the configuration and all data it names; say what a run would use, how fast it is, what slows it."""
     from fastseg.commands.check import check_run
 
-    for line in check_run(_load(config, overrides)):
+    for line in check_run(_load(config, overrides), seconds):
         print(line)
 
 

@@ -21,7 +21,7 @@ from fastseg.train.checkpoint import write_atomically
 from fastseg.train.config import Config
 from fastseg.train.device import device_name
 from fastseg.train.inputs import open_training
-from fastseg.train.ranks import join
+from fastseg.train.ranks import Ranks, join
 from fastseg.train.stepper import Stepper
 from fastseg.train.task import Task
 
@@ -46,13 +46,9 @@ class Rates:
 
 def bench_pipeline(config: Config, seconds: float, path: str | None = None) -> list[str]:
     """Time the stages for ``seconds`` each; a line each of a table, and JSON at ``path`` if given."""
-    # The learning rate's schedule must not come to an end before the clock does.
-    config = config.model_copy(update={"train": config.train.model_copy(update={"steps": 1 << 30})})
     with join(config.train.device) as ranks:
         task = SupervisedTask(config, open_training(config), ranks)
-        rates = measure_pipeline(
-            task, Stepper(task.updates(config.train), config.train, ranks), config, seconds
-        )
+        rates = measure_pipeline(task, config, ranks, seconds)
         device = f"{ranks.device} ({device_name(ranks.device)})"
     if path is not None:
         write_atomically(path, (json.dumps(_record(rates, config, device), indent=2) + "\n").encode())
@@ -71,13 +67,15 @@ def bench_pipeline(config: Config, seconds: float, path: str | None = None) -> l
     ]
 
 
-def measure_pipeline(task: Task, stepper: Stepper, config: Config, seconds: float) -> Rates:
+def measure_pipeline(task: Task, config: Config, ranks: Ranks, seconds: float) -> Rates:
     """loader: batches alone. model: steps on one batch over and over. end_to_end: both, as training does.
 
     The network of ``task`` is trained by it.
     """
-    device, never = stepper.device, 1 << 40
-    with closing(task.batches(0, never)) as batches:
+    # The learning rate's schedule must not come to an end before the clock does.
+    endless = config.train.model_copy(update={"steps": 1 << 30})
+    stepper, device = Stepper(task.updates(endless), endless, ranks), ranks.device
+    with closing(task.batches(0, endless.steps)) as batches:
         first = next(batches)
         stepper.step(first, 0)
 

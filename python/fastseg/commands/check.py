@@ -1,79 +1,146 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""fastseg check: read the configuration and every voxel it names, before a run does."""
+"""fastseg check: read the configuration and every voxel it names, and time a few steps, before a run does."""
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import resource
 
 import torch
 
+from fastseg.commands.bench import Rates, measure_pipeline
 from fastseg.data.annotations import AnnotatedVolume, index_labels
 from fastseg.data.loader import PatchLoader
-from fastseg.data.resident import resident_bytes, stays_on_device
+from fastseg.data.resident import resident_bytes
 from fastseg.data.volumes import Volume
-from fastseg.methods.supervised import build_loader, build_network, describe
+from fastseg.methods.supervised import SupervisedTask, describe
+from fastseg.predict import CHUNK, Grid, Tiling
 from fastseg.train.config import Config
-from fastseg.train.device import autocast_dtype, choose_device, device_name
-from fastseg.train.inputs import build_sampler, open_annotated, open_training
+from fastseg.train.device import autocast_dtype, device_name
+from fastseg.train.inputs import open_annotated, open_training, open_validation
+from fastseg.train.memory import explaining_out_of_memory
+from fastseg.train.ranks import Ranks, join
 
 # A patch that touches chunks of so many times its voxels is decoded at a fraction of the speed it could be.
 _MOST_DECODED = 12
 
 
-def check_run(config: Config) -> list[str]:
-    """What a run of this configuration would use, a line each. InputError for what would stop it."""
-    device = choose_device(config.train.device)
-    precision = autocast_dtype(config.train.precision, device)
-    volumes = open_training(config)
-    indexes = [index_labels(volume, config.seed) for volume in volumes]
-    build_sampler(config, volumes, indexes)
-    resident = stays_on_device(volumes, device, config.data.resident, config.data.resident_mib << 20)
-    loader = None if resident else build_loader(config, volumes, indexes, device)
-    lines = ["training"]
-    for volume, index in zip(volumes, indexes, strict=True):
-        _read_all(volume)
-        lines += [f"  {describe(volume, index)}", f"  {_storage(volume.raw)}"]
-    lines += _loading(config, volumes, loader)
-    tests = [open_annotated(entry, config.data) for entry in config.data.test]
-    lines.append("test" if tests else "test: none")
-    for volume in tests:
-        _read_all(volume)
-        labels = f"labels {volume.labels.name}" if volume.labels else "no labels"
-        lines += [
-            f"  {volume.raw.name}: {volume.shape} {volume.raw.dtype}, {labels}",
-            f"  {_storage(volume.raw)}",
-        ]
-    network = build_network(config, volumes[0].raw.channels)
-    count = sum(p.numel() for p in network.parameters())
-    lines += [
-        f"network: {count:,} parameters, patch {config.patch} (z, y, x), batch {config.train.batch}",
-        f"device: {device} ({device_name(device)}), {'bfloat16' if precision else 'float32'}, "
+def check_run(config: Config, seconds: float) -> list[str]:
+    """What a run of this configuration would use, a line each. InputError for what would stop it.
+
+    seconds: for how long to time loading, learning and both; 0 leaves it.
+    """
+    with (
+        join(config.train.device) as ranks,
+        explaining_out_of_memory(ranks, {"train.batch": config.train.batch}),
+    ):
+        volumes = open_training(config)
+        task = SupervisedTask(config, volumes, ranks)
+        lines = ["training"]
+        for volume, index in zip(volumes, task.indexes, strict=True):
+            _read_all(volume)
+            lines += [f"  {describe(volume, index)}", f"    {_storage(volume.raw)}"]
+        held_out = open_validation(config, volumes[0].raw)
+        if held_out:
+            lines.append(f"validation, every {config.train.validate_every} steps")
+        for volume in held_out:
+            _read_all(volume)
+            lines.append(f"  {describe(volume, index_labels(volume, config.seed))}")
+        tests = [open_annotated(entry, config.data) for entry in config.data.test]
+        lines.append("test" if tests else "test: none")
+        for volume in tests:
+            _read_all(volume)
+            labels = f"labels {volume.labels.name}" if volume.labels else "no labels"
+            lines.append(f"  {volume.raw.name}: {volume.shape} {volume.raw.dtype}, {labels}")
+            lines.append(f"    {_storage(volume.raw)}")
+        if tests:
+            largest = max(_prediction_bytes(config, volume.raw) for volume in tests)
+            lines.append(f"prediction: {_mib(largest)} beside what the network itself takes")
+        lines += _training(config, volumes, task, ranks)
+        trouble = _trouble(config, volumes, task, ranks)
+        if seconds > 0:
+            rates = measure_pipeline(task, config, ranks, seconds)
+            lines += _measured(rates, ranks)
+            if rates.loader < rates.model:
+                trouble.append(
+                    "loading is slower than learning: see docs/loading.md; data.threads, data.patches_per_block and "
+                    "data.cache_mib are what to raise"
+                )
+        return [*lines, *(f"trouble: {line}" for line in trouble)]
+
+
+def _training(
+    config: Config, volumes: list[AnnotatedVolume], task: SupervisedTask, ranks: Ranks
+) -> list[str]:
+    train, loader = config.train, task.loader
+    count = sum(p.numel() for p in task.network.parameters())
+    precision = autocast_dtype(train.precision, ranks.device) or torch.float32
+    shares = [n for n in range(1, train.batch + 1) if train.batch % n == 0]
+    lines = [
+        f"network: {count:,} parameters, patch {config.patch} (z, y, x), batch {train.batch}",
+        f"device: {ranks.device} ({device_name(ranks.device)}), {str(precision).removeprefix('torch.')}, "
         f"{torch.get_num_threads()} threads",
+        f"steps: {train.steps}, a checkpoint every {train.checkpoint_every}; may run in "
+        f"{' or '.join(map(str, shares))} processes",
     ]
+    if config.data.validation:
+        stop = f"; ends after {train.stop.patience} without gain" if train.stop else ""
+        lines.append(f"best checkpoint: by {train.measure} in validation{stop}")
+    if train.ema is not None:
+        lines.append(f"weights: a moving average with decay {train.ema} is what validates and predicts")
+    if train.compile:
+        lines.append("torch.compile: the first step takes minutes")
+    if isinstance(loader, PatchLoader):
+        lines.append(
+            f"patches: {loader.extent} (z, y, x) read by {loader.threads} threads, "
+            f"{config.data.patches_per_block} from a block of chunks, in {_mib(loader.memory_bytes)}"
+        )
+    else:
+        lines.append(f"patches: copied from volumes kept on the device, {_mib(resident_bytes(volumes))}")
     return lines
 
 
-def _loading(config: Config, volumes: list[AnnotatedVolume], loader: PatchLoader | None) -> list[str]:
-    """How patches come, what memory that takes, and what makes it slow."""
-    if loader is None:
-        return [
-            f"patches: copied from volumes kept on the device, {resident_bytes(volumes) / 2**20:,.0f} MiB"
-        ]
-    lines = [
-        f"patches: {loader.extent} (z, y, x) read by {loader.threads} threads, {config.data.patches_per_block} from "
-        f"a block of chunks, in {loader.memory_bytes / 2**20:,.0f} MiB"
-    ]
-    for volume in volumes:
+def _trouble(config: Config, volumes: list[AnnotatedVolume], task: SupervisedTask, ranks: Ranks) -> list[str]:
+    """What is known to make a run slow."""
+    lines = []
+    for volume in volumes if isinstance(task.loader, PatchLoader) else ():
         chunks = volume.raw.chunks
         if chunks is None:
             continue
-        touched = math.prod((p - 1 + c) / p for p, c in zip(loader.extent, chunks, strict=True))
+        touched = math.prod((p - 1 + c) / p for p, c in zip(task.loader.extent, chunks, strict=True))
         if touched > _MOST_DECODED:
             lines.append(
-                f"  {volume.raw.name}: chunks {chunks} are large beside the patch, which touches {touched:.0f} times "
+                f"{volume.raw.name}: chunks {chunks} are large beside the patch, which touches {touched:.0f} times "
                 "its voxels: smaller chunks, larger patches or a higher data.patches_per_block load faster"
             )
+    if ranks.device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        lines.append("triton is not installed: region_contrast runs its slow reference on this GPU")
     return lines
+
+
+def _measured(rates: Rates, ranks: Ranks) -> list[str]:
+    if ranks.device.type == "cuda":
+        peak, what = torch.cuda.max_memory_allocated(ranks.device), "of the GPU"
+    else:
+        peak, what = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10, "of this process"
+    return [
+        f"measured: the loader alone gives {rates.loader:.4g} patches/s, the model alone takes {rates.model:.4g}, "
+        f"together {rates.end_to_end:.4g} ({100 * rates.efficiency:.0f} % of the model alone)",
+        f"memory: {_mib(peak)} {what}, the most it took for these steps",
+    ]
+
+
+def _prediction_bytes(config: Config, volume: Volume) -> int:
+    """What prediction holds: accumulation, and raw data of the layer at hand and the one read ahead."""
+    settings, window = config.predict, config.patch
+    grid = Grid(volume.shape, Tiling(window, settings.overlap, block_voxels=settings.block_voxels), CHUNK)
+    classes = len(config.data.classes or [1])
+    area = math.prod(
+        min(t + 2 * w, max(n, w)) for t, w, n in zip(grid.tile, window[1:], volume.shape[1:], strict=True)
+    )
+    raw = 3 * window[0] * area * volume.channels * volume.dtype.itemsize
+    return 4 * (classes + 1) * min(grid.depth, volume.shape[0]) * math.prod(grid.tile) + raw
 
 
 def _read_all(volume: AnnotatedVolume) -> None:
@@ -86,6 +153,10 @@ def _read_all(volume: AnnotatedVolume) -> None:
 
 def _storage(volume: Volume) -> str:
     chunks = f"chunks {volume.chunks}" if volume.chunks else "not chunked"
-    size = math.prod(volume.shape) * volume.channels * volume.dtype.itemsize / 2**20
+    size = math.prod(volume.shape) * volume.channels * volume.dtype.itemsize
     voxel = f"voxel {volume.voxel_size} um" if volume.voxel_size else "voxel size not stated"
-    return f"  {size:,.1f} MiB, {chunks}, {voxel}"
+    return f"{_mib(size)}, {chunks}, {voxel}"
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB" if size >= 10 << 20 else f"{size / 2**20:,.1f} MiB"
