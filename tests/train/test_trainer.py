@@ -224,7 +224,9 @@ def test_compiled_training_is_the_same_within_rounding(tmp_path: Path) -> None:
         return Smooth(network=nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1)))
 
     eager = rows(train(smooth(), tmp_path / "eager"))
-    run = train(smooth(), tmp_path / "compiled", compile=True)
+    task = smooth()
+    run = train(task, tmp_path / "compiled", compile=True)
+    assert task.network._compiled_call_impl is not None
     for one, two in zip(eager, rows(run), strict=True):
         assert two == pytest.approx(one, rel=1e-4)
     smooth().network.load_state_dict(run.load()["network"])

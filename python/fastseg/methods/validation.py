@@ -34,10 +34,7 @@ class Validation:
         ranks: Ranks,
     ) -> None:
         self.volumes, self.probabilities, self.ranks = volumes, probabilities, ranks
-        self.threshold = threshold
-        # Blocks small enough that there is one for every process.
-        smallest = min((int(np.prod(volume.shape)) for volume in volumes), default=1)
-        self.tiling = replace(tiling, block_voxels=min(tiling.block_voxels, -(-smallest // ranks.count)))
+        self.threshold, self.tiling = threshold, tiling
 
     def measure(self) -> dict[str, float]:
         """``dice``, the mean over classes of 2 TP / (2 TP + FP + FN) over all volumes, and ``loss``, the mean binary
@@ -48,10 +45,12 @@ class Validation:
         counts = [Confusion()] * classes
         loss, voxels = 0.0, 0
         for volume, probability in zip(self.volumes, self.probabilities, strict=True):
-            blocks = list(blocks_of(volume.shape, self.tiling.block_voxels))
-            own = blocks[self.ranks.rank :: self.ranks.count]
+            # Blocks small enough that there is one for every process.
+            share = -(-int(np.prod(volume.shape)) // self.ranks.count)
+            tiling = replace(self.tiling, block_voxels=min(self.tiling.block_voxels, share))
+            own = list(blocks_of(volume.shape, tiling.block_voxels))[self.ranks.rank :: self.ranks.count]
             for start, stop, predicted in predict_blocks(
-                volume.raw, probability, self.tiling, device=self.ranks.device, blocks=own
+                volume.raw, probability, tiling, device=self.ranks.device, blocks=own
             ):
                 target, codes = volume.read_target(start, stop)
                 labelled = codes[0] == LABELLED
