@@ -10,21 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastseg.errors import InputError
+from fastseg.errors import EXIT_INTERRUPTED, InputError
 from fastseg.train.checkpoint import RunFolder
 from fastseg.train.ranks import Ranks, join
 from tests.project import make_project
 from tests.train import worker
 from tests.train.processes import launch
 
-HELD_OUT = "data.validation=[{raw: phantoms.h5:/raw, labels: phantoms.h5:/somata, region: {z: [16, 24]}}]"
 EVERYTHING = (
-    "train.steps=15",
-    "train.batch=4",
-    "train.ema=0.9",
-    "train.validate_every=5",
-    "loss.normalize=terms",
-    HELD_OUT,
+    "data.validation=[{raw: phantoms.h5:/raw, labels: phantoms.h5:/somata}]",
+    "data.train.0.annotated={slices: [0, 1, 2, 9]}",  # so that patches hold unequal numbers of labels
+    *("train.steps=15", "train.batch=4", "train.ema=0.9", "train.validate_every=5", "data.patch=[4, 16, 16]"),
+    *("loss.normalize=terms", "predict.overlap=0.25"),
 )
 
 
@@ -106,11 +103,23 @@ def weights(state: dict) -> list[torch.Tensor]:
 def test_an_error_in_one_process_ends_both(tmp_path: Path, how: str, message: str) -> None:
     make_project(tmp_path)
     first, second = launch(2, "trouble", tmp_path, how)
-    assert first.returncode == 2, first.stderr
+    assert first.returncode == (1 if how == "bug" else 2), first.stderr
     assert message in first.stderr
     assert first.stderr.count("\n") == 1, first.stderr
+    if how == "bug":
+        assert second.returncode == 1
+        assert "Traceback" in second.stderr
     if how == "input":
         assert (second.returncode, second.stderr) == (2, f"fastseg: {message}\n")
+
+
+def test_all_stop_at_the_same_step_when_one_is_asked_to(tmp_path: Path) -> None:
+    make_project(tmp_path)
+    first, second = launch(2, "trouble", tmp_path, "asked")
+    assert (first.returncode, second.returncode) == (EXIT_INTERRUPTED, EXIT_INTERRUPTED), first.stderr
+    assert "a signal to another process; the checkpoint of step 4 is written" in first.stderr
+    assert "SIGUSR1; the checkpoint of step 4 is written" in second.stderr
+    assert RunFolder(tmp_path / "trouble").checkpoints()[-1][0] == 4
 
 
 def test_an_error_of_all_is_told_once(tmp_path: Path) -> None:

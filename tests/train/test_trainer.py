@@ -82,6 +82,15 @@ def test_fp16_scales_and_keeps_the_scale(tmp_path: Path) -> None:
     )
 
 
+def test_fp16_clips_the_gradient_itself_and_not_the_scaled_one(tmp_path: Path) -> None:
+    plain, scaled = (
+        [row["gradient_norm"] for row in rows(train(Toy(), tmp_path / precision, precision=precision))]
+        for precision in ("fp32", "fp16")
+    )
+    assert scaled[0] is None, "the gradient overflows in the first step, which JSON has no number for"
+    assert scaled[1:] == pytest.approx(plain[1:], rel=0.05)
+
+
 def test_a_step_is_adamw_on_one_cycle_with_clipping_and_an_average(tmp_path: Path) -> None:
     class Plain(Toy):
         def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -167,6 +176,16 @@ def test_nan_is_never_best() -> None:
     assert (best.value, best.step, best.without_gain) == (2.0, 2, 1)
 
 
+@pytest.mark.parametrize(("lower", "sign"), [(False, 1.0), (True, -1.0)])
+def test_a_small_gain_is_best_but_no_reason_to_go_on(lower: bool, sign: float) -> None:
+    best = Best(lower=lower, gain=0.1)
+    taken = [best.take(sign * value, step) for step, value in enumerate([1.0, 1.05, 1.09, 1.2, 1.2])]
+    assert taken == [True, True, True, True, False]
+    assert (best.value, best.step, best.without_gain) == (sign * 1.2, 3, 1)
+    best.take(sign * 1.29, 5)
+    assert (best.step, best.without_gain) == (5, 2)
+
+
 def test_a_fresh_run_forgets_the_best_of_one_that_left_no_checkpoint(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.save_best({"step": 7})
@@ -224,7 +243,9 @@ def test_compiled_training_is_the_same_within_rounding(tmp_path: Path) -> None:
         return Smooth(network=nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1)))
 
     eager = rows(train(smooth(), tmp_path / "eager"))
-    run = train(smooth(), tmp_path / "compiled", compile=True)
+    task = smooth()
+    run = train(task, tmp_path / "compiled", compile=True)
+    assert task.network._compiled_call_impl is not None
     for one, two in zip(eager, rows(run), strict=True):
         assert two == pytest.approx(one, rel=1e-4)
     smooth().network.load_state_dict(run.load()["network"])

@@ -13,8 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from fastseg.data.annotations import AnnotatedVolume
 from fastseg.data.volumes import open_volume
+from fastseg.methods.validation import Validation
+from fastseg.predict import Tiling
 from fastseg.train.checkpoint import RunFolder
+from fastseg.train.ranks import Ranks
 from tests.project import ENVIRONMENT, command, fastseg, make_project
 
 HELD_OUT = "data.validation=[{raw: phantoms.h5:/raw, labels: phantoms.h5:/somata, region: {z: [12, 24]}}]"
@@ -69,6 +73,33 @@ def test_only_labelled_voxels_count(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         rows.append(measures(tmp_path / name)[-1])
     assert rows[0] == pytest.approx(rows[1], rel=1e-5)
+
+
+def test_processes_share_the_blocks_without_rest_or_overlap(tmp_path: Path) -> None:
+    """What each of three processes adds up is a part of what one alone does, and together all of it."""
+    rng = np.random.default_rng(0)
+    for name, array in (
+        ("raw", rng.random((40, 140, 150), "f4")),
+        ("labels", rng.integers(0, 2, (40, 140, 150))),
+    ):
+        np.save(tmp_path / f"{name}.npy", array)
+    volume = AnnotatedVolume(*(open_volume(tmp_path / f"{name}.npy") for name in ("raw", "labels")))
+
+    class Alone(Ranks):
+        def sum(self, values: torch.Tensor) -> torch.Tensor:
+            added.append(values.double().flatten())
+            return values
+
+    def added_by(rank: int, count: int) -> torch.Tensor:
+        added.clear()
+        ranks = Alone(rank, count)
+        Validation([volume], [lambda raw: raw], Tiling((8, 16, 16), overlap=0), 0.5, ranks).measure()
+        return torch.cat(added)
+
+    added: list[torch.Tensor] = []
+    whole, parts = added_by(0, 1), [added_by(rank, 3) for rank in range(3)]
+    torch.testing.assert_close(sum(parts), whole)
+    assert all(0 < part[-1] < whole[-1] for part in parts)
 
 
 def test_training_is_the_same_with_and_without_validation(tmp_path: Path) -> None:

@@ -9,12 +9,16 @@ import re
 import sys
 import threading
 import time
+import traceback
+from datetime import timedelta
+from typing import NamedTuple, NoReturn
 
 import torch.distributed as dist
 
 from fastseg.errors import InputError
 
-_ERROR, _HEARD = "fastseg/error", "fastseg/heard"
+_ERROR, _SAID, _HEARD = "fastseg/error", "fastseg/said", "fastseg/heard"
+_STORE_GONE = (RuntimeError, OSError)
 _GONE = "another process of the run is gone, killed or out of memory; its own output says why"
 
 # What gloo, NCCL and torch's store say when the process at the other end is no more.
@@ -24,6 +28,22 @@ _LOST = re.compile(
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_FOR_THE_OTHERS = 5.0
+
+
+class _News(NamedTuple):
+    """Which process failed, the exit code for all, and why."""
+
+    rank: int
+    code: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.rank} {self.code} {self.message}"
+
+    @classmethod
+    def parse(cls, text: bytes) -> _News:
+        rank, code, message = text.decode().split(" ", 2)
+        return cls(int(rank), int(code), message)
 
 
 class Alarm:
@@ -39,39 +59,47 @@ class Alarm:
         self.thread = threading.Thread(target=self._watch, name="fastseg-alarm", daemon=True)
         self.thread.start()
 
-    def ring(self, error: Exception) -> None:
-        """Give ``error`` to the others, and wait a little for them to hear it. Where another was first, this process
-        ends here: with that one's message, or silently if all found the same."""
+    def ring(self, error: Exception) -> NoReturn:
+        """Say ``error``, give it to the others, wait a little for them to hear it, and end this process.
+
+        Where another was first, that one's message is said, or nothing if all found the same.
+        """
         self.silence()
-        message = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        ours = isinstance(error, InputError)
+        news = _News(self.rank, 2 if ours else 1, str(error) if ours else f"{type(error).__name__}: {error}")
         try:
-            first = self.store.compare_set(_ERROR, "", f"{self.rank}:{message}").decode()
-            if first == f"{self.rank}:{message}":
-                self._wait_for_the_others()
-                return
-        except (RuntimeError, OSError):
-            # The store is gone, and with it the process to tell. The error itself is raised by the caller.
-            return
-        self._leave(None if first.partition(":")[2] == message else first)
+            first = _News.parse(self.store.compare_set(_ERROR, "", str(news)))
+        except _STORE_GONE:
+            first = news  # and nobody there to tell it to
+        if first.rank != self.rank:
+            self._leave(first, silently=first.message == news.message)
+        if ours:
+            print(f"fastseg: {news.message}", file=sys.stderr, flush=True)
+        else:
+            traceback.print_exception(error)
+        with contextlib.suppress(*_STORE_GONE):
+            self.store.set(_SAID, "")
+            self._wait_for_the_others()
+        os._exit(news.code)
 
     def silence(self) -> None:
         self.silent.set()
         self.thread.join()
 
-    def raise_lost(self, error: Exception) -> None:
-        """If ``error`` is how torch tells of a process that is gone, end with the reason that one gave; or raise
-        InputError if it gave none, as when it was killed."""
+    def meaning_of(self, error: Exception) -> Exception:
+        """An InputError where ``error`` is how torch tells of a process that is gone. If that process left a reason,
+        this call does not return."""
         if isinstance(error, InputError) or not _LOST.search(str(error)):
-            return
-        # The other says why before it goes; this process may only not have looked yet.
-        if not self.silent.wait(2 * _SECONDS_BETWEEN_LOOKS):
-            raise InputError(f"{_GONE} ({str(error).splitlines()[0]})") from error
+            return error
+        # A process says why before it goes; this one may only not have looked yet.
+        self.silent.wait(2 * _SECONDS_BETWEEN_LOOKS)
+        return InputError(f"{_GONE} ({str(error).splitlines()[0]})")
 
     def _watch(self) -> None:
         while not self.silent.wait(_SECONDS_BETWEEN_LOOKS):
             try:
-                first = self.store.get(_ERROR).decode() if self.store.check([_ERROR]) else None
-            except (RuntimeError, OSError):
+                first = _News.parse(self.store.get(_ERROR)) if self.store.check([_ERROR]) else None
+            except _STORE_GONE:
                 if not self.silent.wait(2 * _SECONDS_BETWEEN_LOOKS):
                     print(f"fastseg: {_GONE}", file=sys.stderr, flush=True)
                     os._exit(2)
@@ -79,19 +107,17 @@ class Alarm:
             if first is not None:
                 self._leave(first)
 
-    def _leave(self, first: str | None) -> None:
-        if first is not None:
-            rank, _, message = first.partition(":")
-            print(
-                f"fastseg: process {self.rank}: process {rank} ended the run: {message}",
-                file=sys.stderr,
-                flush=True,
-            )
-        with contextlib.suppress(RuntimeError, OSError):
+    def _leave(self, first: _News, silently: bool = False) -> NoReturn:
+        if not silently:
+            text = f"fastseg: process {self.rank}: process {first.rank} ended the run: {first.message}"
+            print(text, file=sys.stderr, flush=True)
+        with contextlib.suppress(*_STORE_GONE):
+            # A launcher ends the others as soon as one has ended: not before the first has said why.
+            self.store.wait([_SAID], timedelta(seconds=_SECONDS_FOR_THE_OTHERS))
             self.store.add(_HEARD, 1)
             if self.rank == 0:  # which may hold the store
                 self._wait_for_the_others()
-        os._exit(2)
+        os._exit(first.code)
 
     def _wait_for_the_others(self) -> None:
         deadline = time.monotonic() + _SECONDS_FOR_THE_OTHERS

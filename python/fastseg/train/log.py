@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -70,10 +71,15 @@ class _Rows:
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         try:
-            self.file.writelines(json.dumps(row) + "\n" for row in rows)
+            self.file.writelines(_json(row) + "\n" for row in rows)
             self.file.flush()
         except OSError as error:
             raise InputError(f"{self.path} cannot be written: {error.strerror or error}") from error
+
+
+def _json(row: dict[str, Any]) -> str:
+    # JSON knows neither infinity nor NaN, as of the gradient in a step that float16 skips.
+    return json.dumps({name: value if math.isfinite(value) else None for name, value in row.items()})
 
 
 class Progress:

@@ -84,8 +84,9 @@ def join(device: str = "auto") -> Iterator[Ranks]:
     """The processes that RANK, WORLD_SIZE and LOCAL_RANK speak of, as torchrun sets them; one without them.
 
     device: as in train.device; with several processes "auto" and "cuda" give each the GPU of its LOCAL_RANK.
-    They talk by NCCL between GPUs and by gloo between CPUs. An error in the block on one process ends the
-    block's processes everywhere, each with that error's message.
+    They talk by NCCL between GPUs and by gloo between CPUs. With several, an error in the block is not raised
+    further: it ends the processes everywhere, each with its message, with exit code 2 for an InputError and 1 for
+    others.
     """
     count = _number("WORLD_SIZE") if "WORLD_SIZE" in os.environ else 1
     if count == 1:
@@ -108,21 +109,21 @@ def join(device: str = "auto") -> Iterator[Ranks]:
         world_size=count,
         timeout=_PATIENCE,
     )
-    alarm = Alarm(store, rank, count)
+    alarm, ranks = Alarm(store, rank, count), Ranks(rank, count, own)
+    stopped: Interrupted | None = None
     try:
-        yield Ranks(rank, count, own)
-        dist.barrier(device_ids=[own.index] if own.type == "cuda" else None)
-    except Interrupted:
-        # All stopped at the same step, as agreed.
-        alarm.silence()
-        dist.destroy_process_group()
-        raise
+        try:
+            yield ranks
+        except Interrupted as reason:
+            stopped = reason  # all of them at the same step
+        # A launcher that sees one process end may kill the rest, while the first still writes the checkpoint.
+        ranks.any(False)
     except Exception as error:
-        alarm.raise_lost(error)
-        alarm.ring(error)
-        raise
+        alarm.ring(alarm.meaning_of(error))
     alarm.silence()
     dist.destroy_process_group()
+    if stopped is not None:
+        raise stopped
 
 
 def _own_device(name: str, local: int) -> torch.device:
