@@ -4,12 +4,21 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from fastseg.data.hdf5_chunks import StoredChunk, StoredChunks, stored_chunks
-from fastseg.data.sources import Slices, Source, describe_box, guess_axes, reason
+from fastseg.data.sources import (
+    Slices,
+    Source,
+    attribute_voxel_size,
+    describe_box,
+    guess_axes,
+    listing,
+    reason,
+)
 from fastseg.errors import InputError
 
 HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
@@ -30,10 +39,11 @@ class Hdf5Source(Source):
         self.dataset = "/" + dataset.strip("/")
         self.name = f"{path}:{self.dataset}"
         array = self._array(file)
+        _require_filters(self.name, array)
         self.shape, self.dtype, self.chunks = array.shape, array.dtype, array.chunks
         self._stored: tuple[int, StoredChunks | None] | None = None
         self.axes = guess_axes(len(self.shape))
-        self.voxel_size = _hdf5_voxel_size(array.attrs)
+        self.voxel_size = attribute_voxel_size(array.attrs)
 
     def open(self) -> Any:
         import h5py
@@ -87,7 +97,7 @@ class Hdf5Source(Source):
         except KeyError:
             array = None
         if not isinstance(array, h5py.Dataset):
-            raise InputError(f"{self.path} has no dataset {self.dataset}; it has {_listing(_datasets(file))}")
+            raise InputError(f"{self.path} has no dataset {self.dataset}; it has {listing(_datasets(file))}")
         return array
 
     def _only_dataset(self, file: Any) -> str:
@@ -95,7 +105,7 @@ class Hdf5Source(Source):
         if len(names) != 1:
             raise InputError(
                 f"{self.path} needs a dataset, as in {os.path.basename(self.path)}:{(names or ['/raw'])[0]}; "
-                f"it has {_listing(names)}"
+                f"it has {listing(names)}"
             )
         return names[0]
 
@@ -108,15 +118,22 @@ def _datasets(file: Any) -> list[str]:
     return names
 
 
-def _hdf5_voxel_size(attributes: Any) -> tuple[float, float, float] | None:
-    # Only names that state their unit; a bare "resolution" may be nanometres, micrometres or pixels per inch.
-    for key, to_micrometre in (("element_size_um", 1.0), ("voxel_size_um", 1.0), ("resolution_nm_zyx", 1e-3)):
-        if key in attributes and np.size(attributes[key]) == 3:
-            z, y, x = (float(v) * to_micrometre for v in np.ravel(attributes[key]))
-            return (z, y, x)
-    return None
+def _require_filters(name: str, array: Any) -> None:
+    import h5py
 
-
-def _listing(names: list[str]) -> str:
-    shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-    return shown or "no dataset at all"
+    settings = array.id.get_create_plist()
+    for place in range(settings.get_nfilters()):
+        number, _, _, label = settings.get_filter(place)
+        if not h5py.h5z.filter_avail(number):
+            with suppress(ImportError):
+                import hdf5plugin  # noqa: F401  registers the filters it brings
+        if not h5py.h5z.filter_avail(number):
+            what = label.decode(errors="replace") or "unnamed"
+            raise InputError(
+                f"{name} is compressed by the HDF5 filter {number} ({what}), which is not installed: "
+                + (
+                    "use an h5py built with szip"
+                    if number == h5py.h5z.FILTER_SZIP
+                    else "pip install hdf5plugin"
+                )
+            )

@@ -45,10 +45,12 @@ class ZarrStore:
         return self.arrays[name].shards or self.arrays[name].chunks
 
     def holds(self, rank: int, record: Mapping[str, Any]) -> bool:
-        return True
+        """Whether the chunks of a record can be there; not if a published output was removed before its journal."""
+        return os.path.isdir(self.root) or self.is_published()
 
     def open(self, rank: int, records: Sequence[Mapping[str, Any]]) -> None:
         os.makedirs(self.root, exist_ok=True)
+        sync_folder(self.journal.folder)
 
     def encode(self, name: str, index: Index, box: np.ndarray) -> list[str]:
         """Compress a chunk or shard and write its file; returns the folders that hold it."""

@@ -2,7 +2,8 @@
 """What every array file offers: shape, dtype, chunks, voxel size and lazy reading in the file's own axes.
 
 A source opens its file on first use in each process, so it pickles as its path and survives fork and spawn.
-Its errors are InputErrors that name the file. The formats are in hdf5.py and images.py; .npy is here.
+Its errors are InputErrors that name the file. The formats are in hdf5.py, zarr.py, n5.py, tiff.py and images.py;
+.npy is here.
 """
 
 from __future__ import annotations
@@ -13,13 +14,24 @@ from typing import Any
 
 import numpy as np
 
+from fastseg.data.cache import renew_after_fork
 from fastseg.errors import InputError
+
+# Units as files spell them; an axis without a unit has no size.
+MICROMETRES = {
+    **dict.fromkeys(("angstrom", "Å", "Angstrom"), 1e-4),
+    **dict.fromkeys(("nanometer", "nanometre", "nm"), 1e-3),
+    **dict.fromkeys(("micrometer", "micrometre", "micron", "microns", "um", "µm", "μm", "\\u00B5m"), 1.0),
+    **dict.fromkeys(("millimeter", "millimetre", "mm"), 1e3),
+    **dict.fromkeys(("centimeter", "centimetre", "cm"), 1e4),
+    **dict.fromkeys(("meter", "metre", "m"), 1e6),
+}
 
 Slices = tuple[slice, ...]
 
 
 class Source:
-    """What every format offers. ``axes`` is a string over "czyx", one letter per axis of ``shape``."""
+    """What every format offers. ``axes`` is a string over "tczyx", one letter per axis of ``shape``."""
 
     path: str
     name: str
@@ -32,6 +44,10 @@ class Source:
     def __init__(self) -> None:
         self._handle: Any = None
         self._owner = 0
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
         self._lock = threading.Lock()
 
     def open(self) -> Any:
@@ -68,7 +84,7 @@ class NpySource(Source):
     def open(self) -> Any:
         try:
             return np.load(self.path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # damaged headers raise whatever Python's parser does
             raise InputError(f"{self.path} cannot be opened as .npy: {reason(error)}") from error
 
     def read(self, slices: Slices) -> np.ndarray:
@@ -76,7 +92,7 @@ class NpySource(Source):
 
 
 def guess_axes(ndim: int) -> str:
-    return {2: "yx", 3: "zyx", 4: "czyx"}.get(ndim, "")
+    return {2: "yx", 3: "zyx", 4: "czyx", 5: "tczyx"}.get(ndim, "")
 
 
 def describe_box(slices: Slices) -> str:
@@ -85,3 +101,19 @@ def describe_box(slices: Slices) -> str:
 
 def reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def attribute_voxel_size(attributes: Any) -> tuple[float, float, float] | None:
+    """Micrometres (z, y, x) from attributes whose names state their unit; a bare "resolution" may be nanometres,
+    micrometres or pixels per inch."""
+    for key, to_micrometre in (("element_size_um", 1.0), ("voxel_size_um", 1.0), ("resolution_nm_zyx", 1e-3)):
+        value = attributes.get(key)
+        if value is not None and np.size(value) == 3:
+            z, y, x = (float(v) * to_micrometre for v in np.ravel(value))
+            return (z, y, x)
+    return None
+
+
+def listing(names: list[str]) -> str:
+    shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    return shown or "no dataset at all"

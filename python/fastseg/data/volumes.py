@@ -12,8 +12,11 @@ import numpy as np
 
 from fastseg.data.chunks import ChunkCache, offers_chunks, read_chunked
 from fastseg.data.hdf5 import HDF5_SUFFIXES, Hdf5Source
-from fastseg.data.images import IMAGE_SUFFIXES, TIFF_SUFFIXES, FolderSource, TiffSource
+from fastseg.data.images import IMAGE_SUFFIXES, FolderSource
+from fastseg.data.n5 import N5_SUFFIXES, N5Source, is_n5
 from fastseg.data.sources import NpySource, Source
+from fastseg.data.tiff import TIFF_SUFFIXES, TiffSource
+from fastseg.data.zarr import ZARR_SUFFIXES, ZarrSource, is_zarr
 from fastseg.errors import InputError
 
 Box = tuple[int, int, int]
@@ -32,13 +35,19 @@ class Volume:
         if (
             len(axes) != len(source.shape)
             or len(set(axes)) != len(axes)
-            or not {*"yx"} <= {*axes} <= {*"czyx"}
+            or not {*"yx"} <= {*axes} <= {*"tczyx"}
         ):
             raise InputError(
                 f"{source.name} has shape {source.shape}: axes must name each once, as in zyx, czyx or yxc, "
                 f"got {axes or 'none'!r}"
             )
-        if source.dtype.kind not in "buif":
+        if "t" in axes and source.shape[axes.index("t")] != 1:
+            times = source.shape[axes.index("t")]
+            raise InputError(
+                f"{source.name} has {times} time points: write the one to use to a file of its own, or name the axis "
+                "c to take them as channels"
+            )
+        if source.dtype.kind not in "buif" or source.dtype.itemsize > 8:
             raise InputError(f"{source.name} must hold numbers, got dtype {source.dtype}")
         if 0 in source.shape:
             raise InputError(f"{source.name} is empty: shape {source.shape}")
@@ -77,7 +86,7 @@ class Volume:
             axis: slice(origin + low, origin + high)
             for axis, origin, low, high in zip("zyx", self.origin, start, stop, strict=True)
         }
-        ranges["c"] = slice(0, self.channels)
+        ranges["c"], ranges["t"] = slice(0, self.channels), slice(0, 1)
         slices = tuple(ranges[axis] for axis in self.axes)
         if self.cache is not None or out is not None:
             if out is None:
@@ -90,18 +99,20 @@ class Volume:
                 target[...] = self.source.read(slices)
             return out
         array = self.source.read(slices)
-        order = [self.axes.index(axis) for axis in "czyx" if axis in self.axes]
+        order = [self.axes.index(axis) for axis in "tczyx" if axis in self.axes]
         array = array.transpose(order)
+        if "t" in self.axes:
+            array = array[0]
         if "z" not in self.axes:
-            array = array[..., None, :, :]
+            array = array[..., None, :, :][..., : stop[0] - start[0], :, :]
         if "c" not in self.axes:
             array = array[None]
         return np.ascontiguousarray(array, dtype=self.dtype)
 
     def _in_file_axes(self, array: np.ndarray) -> np.ndarray:
         """A view of (channels, z, y, x) with the axes of the file in its order."""
-        kept = [axis for axis in "czyx" if axis in self.axes]
-        view = array[tuple(slice(None) if axis in kept else 0 for axis in "czyx")]
+        kept = [axis for axis in "tczyx" if axis in self.axes]
+        view = array[None][tuple(slice(None) if axis in kept else 0 for axis in "tczyx")]
         return view.transpose([kept.index(axis) for axis in self.axes])
 
     def __getitem__(self, key: tuple[slice, slice, slice] | slice) -> np.ndarray:
@@ -134,25 +145,33 @@ class Volume:
         return f"Volume({self.name!r}, shape={self.shape}{channels}, dtype={self.dtype})"
 
 
-def open_volume(path: str | os.PathLike[str], axes: str | None = None) -> Volume:
-    """Open ``brain.h5:/raw``, ``stack.tif``, ``slices/*.png``, a folder of images or ``array.npy``, lazily.
+def open_volume(path: str | os.PathLike[str], axes: str | None = None, level: int | None = None) -> Volume:
+    """Open ``brain.h5:/raw``, ``brain.zarr:/raw``, ``brain.n5:/raw``, ``stack.tif``, ``slices/*.png``, a folder of
+    images or ``array.npy``, lazily.
 
-    axes names the file's axes, as in "czyx" or "yxc"; by default yx, zyx and czyx by their number, what the
-    TIFF states, and zyx or zyxc for a folder. InputError where the file is missing, unreadable or truncated.
+    axes names the file's axes, as in "czyx" or "yxc"; by default what the file states, otherwise yx, zyx, czyx and
+    tczyx by their number, and zyx or zyxc for a folder; t must have size 1. level: of an OME-Zarr image, 0 (the
+    finest) by default; ``brain.ome.zarr:/2`` names a level by its path. InputError where the file is missing,
+    unreadable or truncated.
     """
     path = os.fspath(path)
-    file, colon, dataset = path.rpartition(":")
-    if not colon or not file.lower().endswith(HDF5_SUFFIXES):
-        file, dataset = path, ""
-    lower = file.lower()
+    file, dataset = _split(path)
+    lower = file.lower().rstrip("/")
     is_pattern = any(character in file for character in "*?[") and not os.path.exists(file)
     if not is_pattern and not os.path.exists(file):
         raise InputError(f"{file} does not exist")
     source: Source
-    if is_pattern or os.path.isdir(file):
+    if os.path.isdir(file) and (lower.endswith(ZARR_SUFFIXES) or is_zarr(file)):
+        source = ZarrSource(file, dataset, level)
+        level = None
+    elif os.path.isdir(file) and (lower.endswith(N5_SUFFIXES) or is_n5(file)):
+        source = N5Source(file, dataset)
+    elif lower.endswith((*ZARR_SUFFIXES, *N5_SUFFIXES)) and not is_pattern:
+        raise InputError(f"{file} must be a folder; a zip archive of one must be unpacked")
+    elif is_pattern or os.path.isdir(file):
         source = FolderSource(file)
     elif lower.endswith(HDF5_SUFFIXES):
-        source = Hdf5Source(file, dataset or None)
+        source = Hdf5Source(file, dataset)
     elif lower.endswith(TIFF_SUFFIXES):
         source = TiffSource(file)
     elif lower.endswith(".npy"):
@@ -160,9 +179,19 @@ def open_volume(path: str | os.PathLike[str], axes: str | None = None) -> Volume
     elif lower.endswith(IMAGE_SUFFIXES):
         source = FolderSource(glob.escape(file))
     else:
-        known = ", ".join((*HDF5_SUFFIXES, ".npy", *IMAGE_SUFFIXES))
+        known = ", ".join((*HDF5_SUFFIXES, *ZARR_SUFFIXES, *N5_SUFFIXES, ".npy", *IMAGE_SUFFIXES))
         raise InputError(f"{file} has no known suffix; known are {known}, a pattern or a folder of images")
+    if level is not None:
+        raise InputError(f"{source.name} has no levels, got level {level}")
     return Volume(source, axes)
+
+
+def _split(path: str) -> tuple[str, str | None]:
+    """``brain.h5:/raw`` as file and dataset; a colon elsewhere is part of the name."""
+    file, colon, dataset = path.rpartition(":")
+    if colon and file.lower().rstrip("/").endswith((*HDF5_SUFFIXES, *ZARR_SUFFIXES, *N5_SUFFIXES)):
+        return file, dataset or None
+    return path, None
 
 
 def require_finite(array: np.ndarray, volume: Volume, start: Sequence[int]) -> None:

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""TIFF stacks as sources: tiles and strips are read and decoded one by one, only those that a box touches.
+
+Reading goes around tifffile's file handle, so that threads neither wait for one another nor share a position.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import re
+import threading
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from fastseg.data.cache import ByteCache
+from fastseg.data.chunked import read_file
+from fastseg.data.sources import MICROMETRES, Slices, Source, describe_box, guess_axes, reason
+from fastseg.errors import InputError
+
+TIFF_SUFFIXES = (".tif", ".tiff", ".tf8", ".btf")
+
+_CACHE_BYTES = 256 << 20
+_JPEG = (6, 7, 33007, 34892)
+
+
+class TiffSource(Source):
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.name = self.path = path
+        try:
+            self._describe(self.handle())
+        except InputError:
+            raise
+        except Exception as error:  # damaged tags raise whatever tifffile stumbles over
+            raise InputError(f"{path} cannot be opened as TIFF: {reason(error)}") from error
+        self._cache = ByteCache(_CACHE_BYTES)
+
+    def after_fork(self) -> None:
+        super().after_fork()
+        self._pages_lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in super().__getstate__().items() if k != "_pages_lock"}
+
+    def _describe(self, file: Any) -> None:
+        series = file.series[0]
+        self.shape, self.dtype = tuple(series.shape), np.dtype(series.dtype)
+        # tifffile writes S for samples (RGB), I and Q for stacks whose axis has no name.
+        axes = series.axes.lower().replace("s", "c")
+        if len(set(axes) - set("tczyx")) == 1 and "z" not in axes:
+            axes = re.sub("[iq]", "z", axes)
+        is_named = set(axes) <= set("tczyx") and len(set(axes)) == len(axes)
+        self.axes = axes if is_named else guess_axes(len(self.shape))
+        # Uncompressed stacks in one run can be read in place, whatever their number of pages.
+        self.mapped = series.dataoffset is not None
+        if not self.mapped:
+            self._describe_pages(series.keyframe)
+        self.voxel_size = _ome_voxel_size(file) or _imagej_voxel_size(file)
+
+    def _describe_pages(self, page: Any) -> None:
+        self.page_axes = len(page.shape)
+        # Shapes with a last axis of size 1 may be stored as pages of another shape: they are decoded as a whole.
+        self.is_paged = self.shape[-self.page_axes :] == tuple(page.shape)
+        # Where the page's axes are among the five that tifffile's decoder counts in.
+        planar = {"S": 0 if page.planarconfig == 2 else 4, "Z": 1, "Y": 2, "X": 3}
+        places = [planar.get(axis, -1) for axis in page.axes]
+        is_plain = math.prod(page.shaped) == math.prod(page.shape) and page.jpegheader is None
+        self.places = places if is_plain and places == sorted({*places} - {-1}) else None
+        if self.is_paged:
+            inner = page.shape
+            if self.places is not None:
+                stored = _segment_shape(page)
+                inner = (min(stored[place], n) for place, n in zip(self.places, page.shape, strict=True))
+            self.chunks = (1,) * (len(self.shape) - self.page_axes) + tuple(inner)
+
+    def open(self) -> Any:
+        import tifffile
+
+        # Of a truncated file tifffile logs what it cannot find and goes on with the pages that are left.
+        complaints = _Complaints()
+        logger = logging.getLogger("tifffile")
+        logger.addHandler(complaints)
+        propagate, logger.propagate = logger.propagate, False
+        try:
+            file = tifffile.TiffFile(self.path)
+            if not file.series:
+                raise InputError(f"{self.path} holds no image")
+        except InputError:
+            raise
+        except Exception as error:  # damaged tags raise whatever tifffile stumbles over
+            raise InputError(f"{self.path} cannot be opened as TIFF: {reason(error)}") from error
+        finally:
+            logger.removeHandler(complaints)
+            logger.propagate = propagate
+        if complaints.messages:
+            raise InputError(f"{self.path} cannot be opened as TIFF: {complaints.messages[0]}")
+        return file
+
+    def read(self, slices: Slices) -> np.ndarray:
+        try:
+            file = self.handle()
+            series = file.series[0]
+            if self.mapped:
+                stored = series.dtype.newbyteorder(file.byteorder)  # the series states the native order
+                array = np.memmap(self.path, stored, "r", series.dataoffset, self.shape)
+                return np.array(array[slices])
+            if not self.is_paged:
+                return self._cache.get("series", series.asarray)[slices].copy()
+            leading, within = self.shape[: -self.page_axes], slices[-self.page_axes :]
+            ranges = [range(s.start, s.stop) for s in slices[: -self.page_axes]]
+            out = np.empty([s.stop - s.start for s in slices], self.dtype)
+            for position in np.ndindex(*map(len, ranges)):
+                index = [r[i] for r, i in zip(ranges, position, strict=True)]
+                page = int(np.ravel_multi_index(index, leading)) if index else 0
+                self._read_page(series, page, within, out[position])
+            return out
+        except InputError:
+            raise
+        except Exception as error:  # each compression fails in its own way
+            raise InputError(
+                f"{self.path} cannot be read at {describe_box(slices)}: {reason(error)}"
+            ) from error
+
+    def _read_page(self, series: Any, number: int, box: Slices, out: np.ndarray) -> None:
+        with self._pages_lock:
+            page = series.pages[number]
+        if page is None:  # an OME-TIFF may leave planes out
+            out[...] = 0
+            return
+        if self.places is None:
+            out[...] = self._cache.get(number, page.asarray)[box]
+            return
+        ranges = [slice(0, n) for n in page.keyframe.shaped]
+        for place, part in zip(self.places, box, strict=True):
+            ranges[place] = part
+        view = out[tuple(slice(None) if place in self.places else None for place in range(5))]
+        for segment, start in _touched(page.keyframe, ranges):
+            data = self._cache.get((number, segment), lambda p=page, s=segment: self._decode(p, s))
+            target, within = [], []
+            for low, extent, part in zip(start, (1, *data.shape), ranges, strict=True):
+                first, last = max(low, part.start), min(low + extent, part.stop)
+                target.append(slice(first - part.start, last - part.start))
+                within.append(slice(first - low, last - low))
+            view[tuple(target)] = data[tuple(within[1:])]
+
+    def _decode(self, page: Any, segment: int) -> np.ndarray:
+        """A strip or tile as (depth, rows, columns, samples)."""
+        keyframe = page.keyframe
+        offset, size = page.dataoffsets[segment], page.databytecounts[segment]
+        content = None
+        if size:  # otherwise it was left out: all of it is the file's value for no data
+            path = page.parent.filehandle.path  # an OME-TIFF may spread over several files
+            content = read_file(path, self.path, offset, size)
+            if content is None or len(content) != size:
+                raise InputError(
+                    f"{self.path} cannot be read: {path} ends within segment {segment} of a page"
+                )
+        tables = {"jpegtables": page.jpegtables} if keyframe.compression in _JPEG else {}
+        data, _, shape = keyframe.decode(content, segment, **tables)
+        return np.broadcast_to(np.asarray(keyframe.nodata, keyframe.dtype), shape) if data is None else data
+
+
+def _segment_shape(page: Any) -> tuple[int, int, int, int, int]:
+    samples = page.shaped[4]
+    if page.is_tiled:
+        return (1, page.tiledepth, page.tilelength, page.tilewidth, samples)
+    return (1, 1, page.rowsperstrip, page.shaped[3], samples)
+
+
+def _touched(page: Any, ranges: list[slice]) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """(number, start) of the strips or tiles that a box in five axes touches."""
+    extent = _segment_shape(page)
+    counts = [-(-n // e) for n, e in zip(page.shaped, extent, strict=True)]
+    for index in itertools.product(
+        *(range(r.start // e, -(-r.stop // e)) for r, e in zip(ranges, extent, strict=True))
+    ):
+        number = 0
+        for i, count in zip(index, counts, strict=True):
+            number = number * count + i
+        yield number, tuple(i * e for i, e in zip(index, extent, strict=True))
+
+
+class _Complaints(logging.Handler):
+    """Collects the errors that a library logs."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(" ".join(record.getMessage().split()))
+
+
+def _imagej_voxel_size(file: Any) -> tuple[float, float, float] | None:
+    metadata = file.imagej_metadata or {}
+    factor = MICROMETRES.get(metadata.get("unit", ""))
+    tags = file.pages[0].tags
+    if factor is None or "spacing" not in metadata or "XResolution" not in tags or "YResolution" not in tags:
+        return None
+    ratios = [tags[key].value for key in ("YResolution", "XResolution")]
+    if min(min(ratio) for ratio in ratios) <= 0:
+        return None
+    y, x = (factor * unit / pixels for pixels, unit in ratios)
+    return (float(metadata["spacing"]) * factor, y, x)
+
+
+def _ome_voxel_size(file: Any) -> tuple[float, float, float] | None:
+    if not file.is_ome:
+        return None
+    pixels = ElementTree.fromstring(file.ome_metadata).find(".//{*}Pixels")
+    if pixels is None:
+        return None
+    sizes = []
+    for axis in "ZYX":
+        size = pixels.get(f"PhysicalSize{axis}")
+        factor = MICROMETRES.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
+        if size is None or factor is None or not float(size) > 0:
+            return None
+        sizes.append(float(size) * factor)
+    return (sizes[0], sizes[1], sizes[2])

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Zarr arrays as sources: versions 2 and 3, sharded or not, and OME-Zarr images.
+
+Chunks are found and decoded here and not by zarr-python, whose event loop runs in a thread of its own: that thread
+does not live on in a forked process, where reading would wait for it for ever, and every chunk goes through it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from fastseg.data import codecs
+from fastseg.data.cache import ByteCache
+from fastseg.data.chunked import ChunkedSource, read_file
+from fastseg.data.ngff import array_axes, array_voxel_size, choose_array
+from fastseg.data.sources import guess_axes, reason
+from fastseg.data.zarr_metadata import ArrayLayout, parse_array, read_node
+from fastseg.errors import InputError
+
+ZARR_SUFFIXES = (".zarr",)
+
+# Shard indexes: 16 bytes per chunk, so those of a million chunks.
+_INDEX_BYTES = 16 << 20
+_MISSING = 2**64 - 1
+
+
+class ZarrSource(ChunkedSource):
+    """``brain.zarr:/raw``. Of an OME-Zarr image its level (0 is the finest), unless the path names one."""
+
+    def __init__(self, path: str, dataset: str | None = None, level: int | None = None) -> None:
+        super().__init__()
+        self.path = path
+        inner, image = choose_array(path, (dataset or "").strip("/"), level)
+        self.dataset = "/" + inner
+        self.name = f"{path}:{self.dataset}" if inner else path
+        self.folder = os.path.join(path, inner) if inner else path
+        node = read_node(self.folder)
+        if node is None or not node.is_array:
+            raise InputError(f"{self.name} is no Zarr array")
+        try:
+            self.layout: ArrayLayout = parse_array(node)
+        except InputError as error:
+            raise InputError(f"{self.name} cannot be read: {error}") from error
+        except Exception as error:  # metadata may be damaged in any way
+            raise InputError(
+                f"{self.name} cannot be read: its metadata are damaged: {reason(error)}"
+            ) from error
+        self.shape, self.dtype, self.chunks = self.layout.shape, self.layout.dtype, self.layout.chunks
+        self.fill = self.layout.fill
+        self.axes = array_axes(node, image, len(self.shape)) or guess_axes(len(self.shape))
+        self.voxel_size = array_voxel_size(node, image, self.axes)
+        self._indexes = ByteCache(_INDEX_BYTES)
+
+    def chunk_name(self, index: tuple[int, ...]) -> str:
+        return os.path.join(self.folder, self.layout.key(self._shard_of(index)))
+
+    def chunk_bytes(self, index: tuple[int, ...]) -> bytes | None:
+        path = self.chunk_name(index)
+        if self.layout.shard is None:
+            return read_file(path, self.name)
+        table = self._indexes.get(self._shard_of(index), lambda: self._shard_index(path))
+        if not table.size:
+            return None
+        offset, size = (
+            int(v) for v in table[tuple(i % n for i, n in zip(index, table.shape[:-1], strict=True))]
+        )
+        if offset == size == _MISSING:
+            return None
+        data = read_file(path, self.name, offset, size) if size < 2**31 and offset < 2**62 else b""
+        if data is None or len(data) != size or not size:
+            raise InputError(f"{self.name} cannot be read: {path} ends before chunk {index}")
+        return data
+
+    def undo(self, data: bytes) -> np.ndarray:
+        return self.layout.decode(data)
+
+    def _shard_of(self, index: tuple[int, ...]) -> tuple[int, ...]:
+        if self.layout.shard is None:
+            return index
+        return tuple(i // n for i, n in zip(index, self.layout.shard.counts, strict=True))
+
+    def _shard_index(self, path: str) -> np.ndarray:
+        """(*chunks of the shard, 2): offset and size of each; empty if the shard is absent."""
+        shard = self.layout.shard
+        assert shard is not None
+        content: Any = read_file(
+            path, self.name, -shard.index_bytes if shard.index_at_end else 0, shard.index_bytes
+        )
+        if content is None:
+            return np.empty(0, "<u8")
+        try:
+            if shard.has_checksum:
+                content = codecs.decode("crc32c", {}, content)
+            return codecs.as_array(content, np.dtype("<u8"), (*shard.counts, 2))
+        except ValueError as error:
+            raise InputError(
+                f"{self.name} cannot be read: {path}: its shard index is damaged: {error}"
+            ) from error
+
+
+def is_zarr(folder: str) -> bool:
+    return any(os.path.isfile(os.path.join(folder, name)) for name in ("zarr.json", ".zarray", ".zgroup"))
