@@ -96,6 +96,7 @@ def weights(state: dict) -> list[torch.Tensor]:
     ("how", "message"),
     [
         ("input", "volume 7 is made of cheese"),
+        ("stuck", "process 1 ended the run: volume 7 is made of cheese"),
         ("bug", "KeyError: 'lost key'"),
         ("killed", "its own output says why"),
     ],

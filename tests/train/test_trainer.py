@@ -20,6 +20,7 @@ from fastseg.errors import InputError, Interrupted
 from fastseg.train.best import Best
 from fastseg.train.checkpoint import RunFolder, load_checkpoint
 from fastseg.train.config import TrainConfig
+from fastseg.train.log import TrainingLog
 from fastseg.train.memory import explaining_out_of_memory
 from fastseg.train.ranks import Ranks
 from fastseg.train.task import Task
@@ -58,6 +59,18 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(tmp_path: Path, changes:
     assert task.seen == list(range(6, 12))
     assert rows(whole) == rows(cut)
     assert_same(whole.load(), cut.load())
+
+
+def test_log_rows_past_the_checkpoint_are_dropped(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    log = TrainingLog(run, 0)
+    log.write([{"step": step, "loss": 1.0} for step in range(6)])
+    for done in (1, 3, 5):
+        log.write_validation({"step": done, "dice": 1.0})
+    log.close()
+    TrainingLog(run, 3).close()
+    assert [row["step"] for row in rows(run)] == [0, 1, 2]
+    assert [row["step"] for row in rows(run, "validation.jsonl")] == [1, 3]
 
 
 def test_signals_are_the_caller_s_again_afterwards(tmp_path: Path) -> None:
@@ -143,16 +156,16 @@ def test_validation_sees_the_average_and_training_goes_on_without_it(tmp_path: P
 
 
 def test_the_best_is_kept_and_training_stops_without_gain(tmp_path: Path) -> None:
-    values = iter([0.5, 0.6, 0.62, 0.61, 0.63, 0.7])
+    values = iter([0.5, 0.6, 0.62, 0.63, 0.61, 0.7])
     task = Toy(measures=lambda: {"dice": next(values), "loss": 1.0})
     run = train(task, tmp_path, validate_every=2, checkpoint_every=50, stop={"patience": 3, "gain": 0.05})
     # 0.6 is the last gain above 0.05; 0.63 is the best all the same.
-    assert [row["dice"] for row in rows(run, "validation.jsonl")] == [0.5, 0.6, 0.62, 0.61, 0.63]
+    assert [row["dice"] for row in rows(run, "validation.jsonl")] == [0.5, 0.6, 0.62, 0.63, 0.61]
     assert [row["step"] for row in rows(run, "validation.jsonl")] == [2, 4, 6, 8, 10]
     assert run.checkpoints()[-1][0] == 10
     best = load_checkpoint(run.best)
-    assert (best["step"], best["measures"]["dice"]) == (10, 0.63)
-    assert run.load_for_prediction("best")["step"] == 10
+    assert (best["step"], best["measures"]["dice"]) == (8, 0.63)
+    assert [run.load_for_prediction(which)["step"] for which in ("best", "newest")] == [8, 10]
 
     again = Toy()
     train(again, tmp_path, resume=True, validate_every=2, stop={"patience": 3, "gain": 0.05})

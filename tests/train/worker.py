@@ -7,6 +7,7 @@ import itertools
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +122,10 @@ class Trouble(Task):
         return iter([torch.ones(1, 2)] * (last - first))
 
     def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        if step == 3 and self.ranks.first and self.how == "stuck":
+            time.sleep(60)  # as in an operation of a GPU that waits for the other
         if step == 3 and self.ranks.rank == self.ranks.count - 1:
-            if self.how == "input":
+            if self.how in ("input", "stuck"):
                 raise InputError("volume 7 is made of cheese")
             if self.how == "bug":
                 raise KeyError("lost key")
