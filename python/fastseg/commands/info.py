@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 
-_PACKAGES = ("torch", "triton", "numpy", "h5py", "tifffile", "pydantic")
+_PACKAGES = ("torch", "triton", "numpy", "h5py", "numcodecs", "tifffile", "pydantic")
 
 
 def describe_installation() -> list[str]:

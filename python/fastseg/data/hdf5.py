@@ -33,13 +33,22 @@ class Hdf5Source(Source):
         super().__init__()
         self.path = path
         self.name = path
-        file = self.handle()
+        try:
+            self._describe(self.handle(), dataset)
+        except InputError:
+            raise
+        except Exception as error:  # libhdf5's errors come as half a dozen types
+            raise InputError(f"{self.name} cannot be opened as HDF5: {reason(error)}") from error
+
+    def _describe(self, file: Any, dataset: str | None) -> None:
         if dataset is None:
             dataset = self._only_dataset(file)
         self.dataset = "/" + dataset.strip("/")
-        self.name = f"{path}:{self.dataset}"
+        self.name = f"{self.path}:{self.dataset}"
         array = self._array(file)
         _require_filters(self.name, array)
+        if array.fletcher32:
+            _require_chunk_sizes(self.name, array)
         self.shape, self.dtype, self.chunks = array.shape, array.dtype, array.chunks
         self._stored: tuple[int, StoredChunks | None] | None = None
         self.axes = guess_axes(len(self.shape))
@@ -50,13 +59,13 @@ class Hdf5Source(Source):
 
         try:
             return h5py.File(self.path, "r", rdcc_nbytes=_CACHE_BYTES, rdcc_nslots=_CACHE_SLOTS)
-        except OSError as error:
+        except Exception as error:  # libhdf5's errors come as half a dozen types
             raise InputError(f"{self.path} cannot be opened as HDF5: {reason(error)}") from error
 
     def read(self, slices: Slices) -> np.ndarray:
         try:
             return self._array(self.handle())[slices]
-        except (OSError, RuntimeError) as error:
+        except Exception as error:  # libhdf5's errors come as half a dozen types
             raise InputError(
                 f"{self.name} cannot be read at {describe_box(slices)}: {reason(error)}"
             ) from error
@@ -137,3 +146,13 @@ def _require_filters(name: str, array: Any) -> None:
                     else "pip install hdf5plugin"
                 )
             )
+
+
+def _require_chunk_sizes(name: str, array: Any) -> None:
+    """libhdf5 (2.0 and before) takes the process down at a chunk that is smaller than its Fletcher-32 checksum."""
+    damaged: list[Any] = []
+    array.id.chunk_iter(lambda info: damaged.append(info) if info.size < 4 else None)
+    if damaged:
+        raise InputError(
+            f"{name} cannot be read: its index of chunks is damaged at {damaged[0].chunk_offset}"
+        )
