@@ -69,24 +69,19 @@ def build_network(config: Config, channels: int) -> nn.Module:
 
 
 class SupervisedTask:
-    """Batches and loss for ``fit``.
-
-    Of ``world`` processes with ``train.batch`` patches each, the process ``rank`` has those at its own places of
-    the batch of all: two of batch n see together what one of batch 2n sees.
-    """
+    """Batches and loss for ``fit``. places: those of the batch that are this process's, by default all."""
 
     def __init__(
         self,
         config: Config,
         volumes: list[AnnotatedVolume],
         device: torch.device,
-        rank: int = 0,
-        world: int = 1,
+        places: range | None = None,
     ) -> None:
         self.config, self.device = config, device
         self.indexes = [index_labels(volume, config.seed) for volume in volumes]
         self.augmentation = augmentation(config)
-        self.loader = build_loader(config, volumes, self.indexes, device, rank, world)
+        self.loader = build_loader(config, volumes, self.indexes, device, places)
         torch.manual_seed(config.seed)
         self.network = build_network(config, volumes[0].raw.channels).to(device)
         weight = config.loss.pos_weight
@@ -111,21 +106,20 @@ def build_loader(
     volumes: list[AnnotatedVolume],
     indexes: list[LabelIndex],
     device: torch.device,
-    rank: int = 0,
-    world: int = 1,
+    places: range | None = None,
 ) -> PatchLoader | ResidentLoader:
-    """The loader of a configuration for one of ``world`` processes."""
-    data, batch = config.data, config.train.batch
+    """The loader of a configuration, for ``places`` of its batch."""
+    data = config.data
     return choose_loader(
         volumes,
         [measure_intensity(volume.raw, data.normalize) for volume in volumes],
-        build_sampler(config, volumes, indexes, world),
+        build_sampler(config, volumes, indexes),
         device,
         resident=data.resident,
         most_bytes=data.resident_mib << 20,
         cache_bytes=data.cache_mib << 20,
         threads=data.threads,
-        places=range(rank * batch, rank * batch + batch),
+        places=places,
         margin=augmentation(config).margin(config.patch, [v.raw.voxel_size or (1, 1, 1) for v in volumes]),
     )
 

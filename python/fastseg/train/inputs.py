@@ -51,10 +51,8 @@ def open_annotated(entry: VolumeConfig, data: DataConfig) -> AnnotatedVolume:
     )
 
 
-def build_sampler(
-    config: Config, volumes: list[AnnotatedVolume], indexes: list[LabelIndex], world: int = 1
-) -> PatchSampler:
-    """Where the patches of ``world`` processes of ``train.batch`` each are taken."""
+def build_sampler(config: Config, volumes: list[AnnotatedVolume], indexes: list[LabelIndex]) -> PatchSampler:
+    """Where the patches of a run are taken."""
     weights = [entry.weight for entry in config.data.train]
     return PatchSampler(
         volumes,
@@ -62,7 +60,7 @@ def build_sampler(
         config.patch,
         Sampling(**config.data.sampling.model_dump()),
         config.seed,
-        batch=config.train.batch * world,
+        batch=config.train.batch,
         patches_per_block=config.data.patches_per_block,
         shuffle_steps=config.data.shuffle_steps,
         weights=None if weights[0] is None else [weight or 0.0 for weight in weights],
