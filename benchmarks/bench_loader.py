@@ -80,6 +80,9 @@ def ours(files, patch, batch, workers, patches_per_block):
     from fastseg.data.loader import PatchLoader
     from fastseg.data.patches import PatchSampler, Sampling
 
+    torch.set_num_threads(
+        1
+    )  # as in the peers' workers: threads of torch that wait take the cores from the readers
     volumes = [
         AnnotatedVolume(open_volume(f"{file}:/{RAW}"), open_volume(f"{file}:/{LABEL}")) for file in files
     ]
@@ -135,6 +138,9 @@ def main():
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3, help="0: only write the volumes")
     parser.add_argument("--seconds", type=float, default=6.0, help="counted in each round")
+    parser.add_argument(
+        "--rounds-file", type=Path, help="add the rounds of earlier runs in this file, and these to it"
+    )
     parser.add_argument("--format", choices=("h5", "zarr"), nargs="+", default=["h5", "zarr"])
     parser.add_argument("--contestant", nargs="+", default=[*OURS, *PEERS])
     parser.add_argument("--write-zarr", action="store_true", help=argparse.SUPPRESS)
@@ -159,6 +165,9 @@ def main():
     if options.rounds == 0:
         return None
     results = {}
+    if options.rounds_file and options.rounds_file.exists():
+        for form, name, result in map(json.loads, options.rounds_file.read_text().splitlines()):
+            results.setdefault((form, name), []).append(result)
     for _, form, name in itertools.product(range(options.rounds), options.format, options.contestant):
         python = sys.executable if name in OURS else options.peer_python
         command = [python, __file__, "--one", name, "--format", form, "--folder", str(options.folder)]
@@ -170,14 +179,17 @@ def main():
         )
         results.setdefault((form, name), []).append(result)
         print(f"# {form} {name}: {result}", flush=True)
+        if options.rounds_file:
+            with options.rounds_file.open("a") as file:
+                file.write(json.dumps([form, name, result]) + "\n")
     print(render(results, options))
     return None
 
 
 def render(results, options):
     lines = [
-        f"{platform.processor() or platform.machine()}, {options.workers} workers, {options.rounds} rounds of "
-        f"{options.seconds:.0f} s, medians; patches {PATCH} with labels, batch {BATCH}, chunks {CHUNKS}",
+        f"{platform.processor() or platform.machine()}, {options.workers} workers, "
+        f"{max(map(len, results.values()))} rounds of {options.seconds:.0f} s, medians; patches {PATCH} with labels, batch {BATCH}, chunks {CHUNKS}",
         "",
         "| format | loader | version | patches/s | fastseg is faster by |",
         "|---|---|---|---|---|",
