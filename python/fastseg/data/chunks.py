@@ -92,6 +92,8 @@ def _load(source: Source, index: tuple[int, ...]) -> np.ndarray | None:
     try:
         stored = source.chunk_bytes(index)
         return None if stored is None else source.decode(stored)
+    except InputError:
+        raise
     except (OSError, RuntimeError, ValueError) as error:
         assert source.chunks is not None
         extent = zip(index, source.chunks, source.shape, strict=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fastseg.data.volumes import Volume, require_finite
@@ -60,7 +61,8 @@ def measure_intensity(volume: Volume, mode: Mode) -> Intensity:
 def scale_intensity(raw: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """(B, C, z, y, x) of any dtype to float32, with one shift and scale (B or 1, C) per sample and channel."""
     per_channel = (*shift.shape, 1, 1, 1)
-    return (raw.float() - shift.view(per_channel)) * scale.view(per_channel)
+    # In place after one copy: on a CPU, fresh memory for each step costs more than the arithmetic.
+    return raw.to(torch.float32, copy=True).sub_(shift.view(per_channel)).mul_(scale.view(per_channel))
 
 
 def _sample_boxes(volume: Volume) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
