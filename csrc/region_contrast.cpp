@@ -110,10 +110,11 @@ ContrastTile<Real> multiply_tile(const ContrastPairs<Real>& pairs, const Contras
   return tile;
 }
 
-using Results = std::tuple<Tensor, Tensor, Tensor>;
+using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using Backward = std::tuple<Tensor, Tensor, Tensor>;
 
 template <class Real>
-Results forward(const ContrastPairs<Real>& pairs, const ContrastOptions& options, bool with_tilt) {
+Forward forward(const ContrastPairs<Real>& pairs, const ContrastOptions& options, bool with_tilt) {
   const ContrastRows<Real>& anchors = pairs.anchors;
   const Tensor& source = anchors.source;
   const ContrastSide<Real> rows = anchors.side(), candidates = pairs.candidates().side();
@@ -154,12 +155,12 @@ Results forward(const ContrastPairs<Real>& pairs, const ContrastOptions& options
   const bool mean = options.reduction == ContrastReduction::kMean;
   if (!per_row) *losses = Real(total / (mean ? double(std::max<int64_t>(count, 1)) : 1.0));
   *static_cast<Real*>(rows_counted.data_ptr()) = Real(count);
-  return {loss, stats, rows_counted};
+  return {loss, stats, rows_counted, empty_on(source, {0}, kTypeOf<Real>)};
 }
 
 template <class Real>
-Results backward(const ContrastPairs<Real>& pairs, const ContrastOptions& options, const Tensor& grad,
-                 const Tensor& stats, const Tensor& rows_counted, bool need_anchors, bool need_bank) {
+Backward backward(const ContrastPairs<Real>& pairs, const ContrastOptions& options, const Tensor& grad,
+                  const Tensor& stats, const Tensor& rows_counted, bool need_anchors, bool need_bank) {
   const ContrastRows<Real>& anchors = pairs.anchors;
   const ContrastRows<Real>& others = pairs.candidates();
   const ContrastSide<Real> rows = anchors.side(), candidates = others.side();
@@ -233,7 +234,7 @@ Results backward(const ContrastPairs<Real>& pairs, const ContrastOptions& option
   return {grad_anchors, grad_bank, of_temperature};
 }
 
-Results region_contrast_cpu(const Tensor& anchors, const OptionalTensor& bank, const Tensor& anchor_ids,
+Forward region_contrast_cpu(const Tensor& anchors, const OptionalTensor& bank, const Tensor& anchor_ids,
                             const OptionalTensor& bank_ids, const OptionalTensor& anchor_groups,
                             const OptionalTensor& bank_groups, const OptionalTensor& temperature,
                             double fixed_temperature, std::optional<int64_t> self_offset, int64_t similarity,
@@ -248,14 +249,14 @@ Results region_contrast_cpu(const Tensor& anchors, const OptionalTensor& bank, c
   return real_type(anchors) == ScalarType::Double ? run(0.0) : run(0.0f);
 }
 
-Results region_contrast_backward_cpu(const Tensor& grad, const Tensor& anchors, const OptionalTensor& bank,
-                                     const Tensor& anchor_ids, const OptionalTensor& bank_ids,
-                                     const OptionalTensor& anchor_groups, const OptionalTensor& bank_groups,
-                                     const OptionalTensor& temperature, const Tensor& stats,
-                                     const Tensor& rows_counted, double fixed_temperature,
-                                     std::optional<int64_t> self_offset, int64_t similarity,
-                                     int64_t denominator, int64_t reduction, bool need_anchors,
-                                     bool need_bank) {
+Backward region_contrast_backward_cpu(const Tensor& grad, const Tensor& anchors, const OptionalTensor& bank,
+                                      const Tensor& anchor_ids, const OptionalTensor& bank_ids,
+                                      const OptionalTensor& anchor_groups, const OptionalTensor& bank_groups,
+                                      const OptionalTensor& temperature, const Tensor& stats,
+                                      const Tensor& rows_counted, const Tensor& /* measured */,
+                                      double fixed_temperature, std::optional<int64_t> self_offset,
+                                      int64_t similarity, int64_t denominator, int64_t reduction,
+                                      bool need_anchors, bool need_bank) {
   check_arguments(anchors, bank, anchor_ids, bank_ids, anchor_groups, bank_groups);
   const ContrastOptions options(temperature, fixed_temperature, similarity, denominator, reduction);
   const ScalarType real = real_type(anchors);
@@ -285,11 +286,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastseg, library) {
       "region_contrast(Tensor anchors, Tensor? bank, Tensor anchor_ids, Tensor? bank_ids, Tensor? "
       "anchor_groups, "
       "Tensor? bank_groups, Tensor? temperature, float fixed_temperature, int? self_offset, int similarity, "
-      "int denominator, int reduction, bool with_tilt) -> (Tensor loss, Tensor stats, Tensor rows)");
+      "int denominator, int reduction, bool with_tilt) -> (Tensor loss, Tensor stats, Tensor rows, Tensor "
+      "measured)");
   library.def(
       "region_contrast_backward(Tensor grad, Tensor anchors, Tensor? bank, Tensor anchor_ids, Tensor? "
       "bank_ids, "
-      "Tensor? anchor_groups, Tensor? bank_groups, Tensor? temperature, Tensor stats, Tensor rows, "
+      "Tensor? anchor_groups, Tensor? bank_groups, Tensor? temperature, Tensor stats, Tensor rows, Tensor "
+      "measured, "
       "float fixed_temperature, int? self_offset, int similarity, int denominator, int reduction, "
       "bool need_anchors, bool need_bank) -> (Tensor grad_anchors, Tensor grad_bank, Tensor "
       "grad_temperature)");

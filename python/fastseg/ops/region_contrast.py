@@ -207,10 +207,10 @@ def _run(
             return losses, stats.detach(), count
         return losses.sum() / (count.clamp(min=1) if reduction == "mean" else 1), stats.detach(), count
     tensor = temperature if isinstance(temperature, Tensor) else None
-    loss, stats, count = torch.ops.fastseg.region_contrast(
+    loss, stats, count, _ = torch.ops.fastseg.region_contrast(
         anchors,
         bank,
-        *(None if label is None else label.long() for label in labels),
+        *labels,
         tensor,
         1.0 if tensor is not None else float(temperature),
         self_offset,

@@ -16,7 +16,9 @@ def _real(anchors: Tensor) -> torch.dtype:
 def _(anchors, bank, anchor_ids, bank_ids, anchor_groups, bank_groups, temperature, *options):
     reduction, rows = options[4], anchors.shape[0]
     loss = anchors.new_empty((rows,) if reduction == _NONE else (), dtype=_real(anchors))
-    return loss, loss.new_empty((_STATS, rows)), loss.new_empty(())
+    # The GPU keeps the lengths of all rows for its backward pass.
+    measured = rows + (0 if bank is None else bank.shape[0]) if anchors.device.type == "cuda" else 0
+    return loss, loss.new_empty((_STATS, rows)), loss.new_empty(()), loss.new_empty((measured,))
 
 
 @torch.library.register_fake("fastseg::region_contrast_backward")
@@ -48,10 +50,10 @@ def _(*arguments):
 def _save(ctx, inputs, output):
     tensors, (ctx.fixed_temperature, ctx.self_offset, *options, _) = inputs[:7], inputs[7:]
     ctx.options = options
-    _, stats, rows = output
-    ctx.mark_non_differentiable(stats, rows)
+    kept = output[1:]
+    ctx.mark_non_differentiable(*kept)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, stats, rows)
+    ctx.save_for_backward(*tensors, *kept)
 
 
 def _backward(ctx, grad, *_):
@@ -59,13 +61,11 @@ def _backward(ctx, grad, *_):
     gradients = [None] * len(needed)
     if grad is None:
         return tuple(gradients)
-    *tensors, stats, rows = ctx.saved_tensors
-    anchors, bank, temperature = tensors[0], tensors[1], tensors[6]
+    tensors = ctx.saved_tensors
+    bank, temperature = tensors[1], tensors[6]
     found = torch.ops.fastseg.region_contrast_backward(
         grad,
         *tensors,
-        stats,
-        rows,
         ctx.fixed_temperature,
         ctx.self_offset,
         *ctx.options,
