@@ -35,28 +35,31 @@ class Tiles:
     block_out: int = 0
 
 
-def tiles(D: int, dtype: torch.dtype, tf32: bool, shared_memory: int, backward: bool) -> Tiles:
-    """Fixed choices by shape and memory; timing candidates at run time would break the capture of a graph."""
+def tiles(M: int, D: int, dtype: torch.dtype, tf32: bool, gpu: tuple[int, int], backward: bool) -> Tiles:
+    """Fixed choices by shape and GPU, as few registers spilled as the compiler allows; timing candidates at run time
+    would break the capture of a graph. D fits into one chunk where the rows of a block can stay in shared memory."""
+    processors, shared_memory = gpu
     wide = dtype == torch.float32
     precision = "tf32" if tf32 or not wide else "ieee"
-    one_chunk = D <= (128 if wide else 256)
-    block_d = max(16, triton.next_power_of_2(D)) if one_chunk else (32 if wide else 64)
-    block_out = block_d if one_chunk else (64 if wide else 128)
+    plenty = M >= 128 * processors  # a block of 128 anchors for every processor
     if wide:
-        block_m, block_n, warps, stages = 64, 64, 8 if precision == "ieee" else 4, 2
-        if backward and block_d == 128:
-            block_n = 32
+        one_chunk = D <= 128 and (tf32 or backward)
+        block_m, block_n, warps = 64, 32 if backward else 64, 8 if precision == "ieee" else 4
+        block_out = 64
     else:
-        block_m, block_n, warps, stages = 128, 64 if backward else 128, 8, 3
-        if block_d == 256:
-            block_n = 64
-            stages = 2
-        if dtype == torch.float16 and backward:
-            block_m, block_n, stages = 64, 32, 2
-    size = dtype.itemsize
-    resident = block_m * block_d * size if one_chunk else 0
-    streamed = (block_n + (0 if one_chunk else block_m)) * block_d * size
-    while stages > 1 and resident + stages * streamed > shared_memory - 16384:
+        one_chunk = D <= 256
+        block_m, block_n, warps = 128 if plenty else 64, 64, 8
+        if backward and (dtype == torch.float16 or D > 128):
+            block_m = 64
+        if backward and (dtype == torch.float16 or block_m == 128 or 128 < D <= 256):
+            block_n = 32
+        block_out = 128
+    block_d = max(16, triton.next_power_of_2(D)) if one_chunk else (32 if wide else 64)
+    block_out = block_d if one_chunk else block_out
+    resident = block_m * block_d * dtype.itemsize if one_chunk else 0
+    streamed = (block_n + (0 if one_chunk else block_m)) * block_d * dtype.itemsize
+    stages = 3
+    while stages > 1 and resident + stages * streamed > shared_memory - 65536:
         stages -= 1
     even_d = D % block_d == 0 and D % block_out == 0
     return Tiles(block_m, block_n, block_d, one_chunk, even_d, precision, warps, stages, block_out)
@@ -105,6 +108,7 @@ def _measure(anchors, bank, anchor_ids, bank_ids, similarity, counters) -> Tenso
             SIMILARITY=similarity,
             **_MEASURE,
             num_warps=4,
+            enable_fp_fusion=True,
         )
     return measured
 
@@ -131,8 +135,8 @@ def region_contrast(
     M, D = anchors.shape
     to, to_ids = (anchors, anchor_ids) if bank is None else (bank, bank_ids)
     N = to.shape[0]
-    processors, shared_memory = _describe(anchors)
-    t = tiles(D, anchors.dtype, _tf32(anchors.dtype), shared_memory, backward=False)
+    processors, _ = gpu = _describe(anchors)
+    t = tiles(M, D, anchors.dtype, _tf32(anchors.dtype), gpu, backward=False)
     blocks = triton.cdiv(M, t.block_m)
     # Two blocks run on a multiprocessor at a time; a share of fewer than four tiles is not worth adding up.
     shares = max(1, min(2 * processors // max(blocks, 1), triton.cdiv(N, 4 * t.block_n), _MOST_SHARES))
@@ -185,6 +189,7 @@ def region_contrast(
         EVEN_D=t.even_d,
         num_warps=t.warps,
         num_stages=t.stages,
+        enable_fp_fusion=True,
     )
     return loss, stats, rows_counted, measured
 
@@ -196,14 +201,15 @@ def _check_dtype(anchors: Tensor) -> None:
         )
 
 
-def _gradient(t, rows, ids, groups, others, other_ids, other_groups, measured, other_measured, self_offset, shared):
+def _gradient(rows, ids, groups, others, other_ids, other_groups, measured, other_measured, self_offset, shared):
     """The gradient of `rows`; `shared` is what both sides' launches have in common."""
     M, D = rows.shape
     gradient = torch.empty_like(rows)
-    blocks, chunks = triton.cdiv(M, t.block_m), triton.cdiv(D, t.block_out)
-    if blocks == 0:
+    if M == 0:
         return gradient
-    processors, _ = _describe(rows)
+    processors, _ = gpu = _describe(rows)
+    t = tiles(M, D, rows.dtype, _tf32(rows.dtype), gpu, backward=True)
+    blocks, chunks = triton.cdiv(M, t.block_m), triton.cdiv(D, t.block_out)
     parts = max(1, min(2 * processors // blocks, chunks))
     chunks_out = triton.cdiv(chunks, parts)
     sums = gradient if chunks_out == 1 or rows.dtype == torch.float32 else rows.new_empty((M, D), dtype=torch.float32)
@@ -239,6 +245,7 @@ def _gradient(t, rows, ids, groups, others, other_ids, other_groups, measured, o
         EVEN_D=t.even_d,
         num_warps=t.warps,
         num_stages=t.stages,
+        enable_fp_fusion=True,
     )
     return gradient
 
@@ -266,9 +273,6 @@ def region_contrast_backward(
     _check_dtype(anchors)
     anchor_ids, bank_ids, anchor_groups, bank_groups = _lay_out(anchor_ids, bank_ids, anchor_groups, bank_groups)
     anchors, bank, grad = _lay_out(anchors, bank, grad)
-    t = tiles(
-        anchors.shape[1], anchors.dtype, _tf32(anchors.dtype), _describe(anchors)[1], backward=True
-    )
     absent = stats.new_empty((0,))
     # The kernel of the anchors, else that of the bank, sums up the gradient of the temperature besides.
     need_anchors = need_anchors or (temperature is not None and not need_bank)
@@ -291,13 +295,13 @@ def region_contrast_backward(
         directions = {"OF_ROWS": True, "OF_OTHERS": True, "SUM_TILT": temperature is not None}
         if need_anchors:
             shared = (pointers, numbers, options | directions)
-            grad_anchors = _gradient(t, *own, *own, of_anchors, of_anchors, 0, shared)
+            grad_anchors = _gradient(*own, *own, of_anchors, of_anchors, 0, shared)
     else:
         others = (bank, bank_ids, bank_groups)
         if need_anchors:
             directions = {"OF_ROWS": True, "OF_OTHERS": False, "SUM_TILT": temperature is not None}
             shared = (pointers, numbers, options | directions)
-            grad_anchors = _gradient(t, *own, *others, of_anchors, of_bank, offset, shared)
+            grad_anchors = _gradient(*own, *others, of_anchors, of_bank, offset, shared)
         if need_bank:
             directions = {
                 "OF_ROWS": False,
@@ -305,5 +309,5 @@ def region_contrast_backward(
                 "SUM_TILT": temperature is not None and not need_anchors,
             }
             shared = (pointers, numbers, options | directions)
-            grad_bank = _gradient(t, *others, *own, of_bank, of_anchors, -offset, shared)
+            grad_bank = _gradient(*others, *own, of_bank, of_anchors, -offset, shared)
     return grad_anchors, grad_bank, grad_temperature

@@ -157,23 +157,25 @@ def contrast_gradient(rows_a, ids_a, groups_a, rows_b, ids_b, groups_b, scale_a,
             along += tl.sum(coefficients, 1)
 
         if CHUNKS_OUT == 1:
-            if not ONE_CHUNK:
-                to = load_rows(rows_b, others, id_others >= 0, first + tl.arange(0, BLOCK_OUT), D, EVEN_D)
-            if rows_b.dtype.element_ty == tl.float16:
-                total = tl.dot(narrow, to.to(tl.float32), total, input_precision="tf32")
+            if ONE_CHUNK:
+                columns = to
             else:
-                total = tl.dot(narrow, to, total, input_precision=PRECISION)
+                columns = load_rows(rows_b, others, id_others >= 0, first + tl.arange(0, BLOCK_OUT), D, EVEN_D)
+            if rows_b.dtype.element_ty == tl.float16:
+                total = tl.dot(narrow, columns.to(tl.float32), total, input_precision="tf32")
+            else:
+                total = tl.dot(narrow, columns, total, input_precision=PRECISION)
         else:
             for chunk in range(CHUNKS_OUT):
                 d = first + chunk * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-                to = load_rows(rows_b, others, id_others >= 0, d, D, False)
+                some = load_rows(rows_b, others, id_others >= 0, d, D, False)
                 at = sums + rows.to(tl.int64)[:, None] * D + d[None, :]
                 inside = (rows < M)[:, None] & (d < D)[None, :]
                 so_far = tl.load(at, mask=inside & (begin > 0), other=0.0)
                 if rows_b.dtype.element_ty == tl.float16:
-                    so_far = tl.dot(narrow, to.to(tl.float32), so_far, input_precision="tf32")
+                    so_far = tl.dot(narrow, some.to(tl.float32), so_far, input_precision="tf32")
                 else:
-                    so_far = tl.dot(narrow, to, so_far, input_precision=PRECISION)
+                    so_far = tl.dot(narrow, some, so_far, input_precision=PRECISION)
                 tl.store(at, so_far, mask=inside)
 
     if SIMILARITY == COSINE:

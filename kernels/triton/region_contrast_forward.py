@@ -26,8 +26,11 @@ def load_rows(base, rows, takes_part, d, D, EVEN_D: tl.constexpr):
 
 @triton.jit
 def load_ids(ids, rows, count, absent: tl.constexpr):
-    """Ids as int64, `absent` for rows that take no part: two sides with different ones never agree."""
-    found = tl.load(ids + rows, mask=rows < count, other=0).to(tl.int64)
+    """Ids, `absent` for rows that take no part: two sides with different ones never agree. Registers hold an id per
+    candidate, so int32 stays int32."""
+    found = tl.load(ids + rows, mask=rows < count, other=0)
+    if ids.dtype.element_ty != tl.int64:
+        found = found.to(tl.int32)
     return tl.where((rows < count) & (found >= 0), found, absent)
 
 
@@ -104,8 +107,8 @@ def relate(id_rows, id_candidates, groups_a, rows, M, groups_b, candidates, N, s
     positive = id_rows[:, None] == id_candidates[None, :]
     negative = (id_rows[:, None] != id_candidates[None, :]) & (id_candidates >= 0)[None, :]
     if HAS_GROUPS:
-        of_rows = tl.load(groups_a + rows, mask=rows < M, other=0).to(tl.int64)
-        of_candidates = tl.load(groups_b + candidates, mask=candidates < N, other=0).to(tl.int64)
+        of_rows = tl.load(groups_a + rows, mask=rows < M, other=0)
+        of_candidates = tl.load(groups_b + candidates, mask=candidates < N, other=0)
         negative &= of_rows[:, None] == of_candidates[None, :]
     if HAS_SELF:
         positive &= (rows + self_offset)[:, None] != candidates[None, :]
