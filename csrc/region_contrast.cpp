@@ -146,6 +146,7 @@ Forward forward(const ContrastPairs<Real>& pairs, const ContrastOptions& options
   Tensor loss = zeros_on(source, per_row ? Shape{all} : Shape{}, kTypeOf<Real>);
   Real* losses = static_cast<Real*>(loss.data_ptr());
   Real* all_stats = static_cast<Real*>(stats.data_ptr());
+  std::fill_n(all_stats + kContrastExcess * all, all, -std::numeric_limits<Real>::infinity());
   for (int64_t k = 0; k < anchors.count; ++k) {
     for (int stat = 0; stat < kContrastStats; ++stat) {
       all_stats[stat * all + anchors.kept[k]] = kept_stats[stat * anchors.count + k];
@@ -261,7 +262,7 @@ Backward region_contrast_backward_cpu(const Tensor& grad, const Tensor& anchors,
   const ContrastOptions options(temperature, fixed_temperature, similarity, denominator, reduction);
   const ScalarType real = real_type(anchors);
   check(!need_bank || bank, "need_bank must be false without a bank");
-  check_shape("stats", stats, "(4, M)", {kContrastStats, anchors.size(0)});
+  check_shape("stats", stats, "(6, M)", {kContrastStats, anchors.size(0)});
   check(stats.scalar_type() == real && stats.is_contiguous() && rows_counted.scalar_type() == real,
         "stats and rows must be as region_contrast returned them");
   check_shape("grad", grad, "the shape of loss",
@@ -279,7 +280,7 @@ Backward region_contrast_backward_cpu(const Tensor& grad, const Tensor& anchors,
 
 // similarity, denominator and reduction are those of the enums. temperature, if given, goes before
 // fixed_temperature. self_offset: anchor i is row i + self_offset of the bank and not compared with it. loss
-// is one number, or (M,) for reduction none; stats (4, M) lie as ContrastStats says; rows is how many have a
+// is one number, or (M,) for reduction none; stats (6, M) lie as ContrastStats says; rows is how many have a
 // loss. Where a gradient is not needed, an empty tensor stands in its place.
 STABLE_TORCH_LIBRARY_FRAGMENT(fastseg, library) {
   library.def(

@@ -39,13 +39,15 @@ struct ContrastSums {
   double negatives, positives, positive_z, tilt;
 };
 
-// Statistics of a row, kept for the backward pass: four arrays one after the other.
+// Statistics of a row, kept for the backward pass: arrays one after the other.
 enum ContrastStats {
   kContrastPositives,  // how many
   kContrastMean,       // mean z of the positives
   kContrastExcess,     // the loss, less log(positives) where they are in the denominator; -inf: empty
                        // denominator
   kContrastTilt,       // d loss / d temperature
+  kContrastLogSum,     // log-sum-exp of the denominator, in log 2 on a GPU,
+  kContrastRest,       // and what its rounding to Real has lost, which |z| of some tens would show
   kContrastStats
 };
 

@@ -65,7 +65,7 @@ double contrast_finish_rows_cpu(const ContrastSums<Real>* sums, const int64_t* p
   double total = 0;
   for (int64_t i = begin; i < end; ++i) {
     const int64_t found = positives[i];
-    double mean = 0, excess = -kInfinity, tilt = 0;
+    double mean = 0, excess = -kInfinity, tilt = 0, log_sum = 0;
     if (found > 0) {
       mean = sums[i].positive_z / double(found);
       excess = excess_of(sums[i], found, all);
@@ -75,6 +75,7 @@ double contrast_finish_rows_cpu(const ContrastSums<Real>* sums, const int64_t* p
       const double weight = sums[i].negatives + (all ? sums[i].positives : 0);
       const double expected = weight == 0 ? mean : sums[i].shift + sums[i].tilt / weight;
       tilt = (mean - expected) / temperature;
+      log_sum = sums[i].shift + std::log(weight);
       loss[i] = Real(excess + (all ? std::log(double(found)) : 0));
       total += loss[i];
       ++*count;
@@ -85,6 +86,8 @@ double contrast_finish_rows_cpu(const ContrastSums<Real>* sums, const int64_t* p
     stats[kContrastMean * stride + i] = Real(mean);
     stats[kContrastExcess * stride + i] = Real(excess);
     stats[kContrastTilt * stride + i] = Real(tilt);
+    stats[kContrastLogSum * stride + i] = Real(log_sum);
+    stats[kContrastRest * stride + i] = Real(log_sum - double(Real(log_sum)));
   }
   return total;
 }
@@ -99,11 +102,11 @@ void contrast_prepare_upstream_cpu(const Real* stats, int64_t stride, const Real
     const double excess = stats[kContrastExcess * stride + i];
     const bool counts = excess != -kInfinity;
     const double g = counts ? double(grad[i * grad_stride]) * grad_scale : 0.0;
-    const double loss = excess + (all ? std::log(positives) : 0.0);
-    upstream.log_sum[i] = counts ? Real(double(stats[kContrastMean * stride + i]) + loss) : Real(0);
-    upstream.neg_scale[i] = Real(g);
+    const double scale = g * std::exp(-double(stats[kContrastRest * stride + i]));
     const bool single = all && positives == 1;
-    upstream.pos_scale[i] = all && !single ? Real(g) : Real(0);
+    upstream.log_sum[i] = stats[kContrastLogSum * stride + i];
+    upstream.neg_scale[i] = counts ? Real(scale) : Real(0);
+    upstream.pos_scale[i] = counts && all && !single ? Real(scale) : Real(0);
     upstream.pos_offset[i] = !counts  ? Real(0)
                              : single ? Real(g * std::expm1(-excess))
                                       : Real(-g / positives);

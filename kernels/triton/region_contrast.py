@@ -141,7 +141,7 @@ def region_contrast(
     # Two blocks run on a multiprocessor at a time; a share of fewer than four tiles is not worth adding up.
     shares = max(1, min(2 * processors // max(blocks, 1), triton.cdiv(N, 4 * t.block_n), _MOST_SHARES))
     loss = anchors.new_empty((M,) if reduction == _NONE else (), dtype=torch.float32)
-    stats = loss.new_empty((4, M))
+    stats = loss.new_empty((6, M))
     if M == 0:
         return loss.zero_(), stats, loss.new_zeros(()), loss.new_empty(N)
     rows_counted = loss.new_empty(())

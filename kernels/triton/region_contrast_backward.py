@@ -36,7 +36,6 @@ def load_upstream(stats, grad, rows_counted, rows, M, ALL: tl.constexpr, MEAN: t
     """Of anchors: log2 of the sum, and dL/dz of a positive as scale * e + offset, of a negative as scale * e."""
     inside = rows < M
     count = tl.load(stats + rows, mask=inside, other=0.0)
-    mean = tl.load(stats + M + rows, mask=inside, other=0.0)
     excess = tl.load(stats + 2 * M + rows, mask=inside, other=-float("inf"))
     has_loss = excess != -float("inf")
     if PER_ROW:
@@ -46,16 +45,16 @@ def load_upstream(stats, grad, rows_counted, rows, M, ALL: tl.constexpr, MEAN: t
     if MEAN:
         g /= tl.maximum(tl.load(rows_counted), 1.0)
     g = tl.where(has_loss, g, 0.0)
-    log_sum = (mean + tl.where(has_loss, excess, 0.0)) * LOG2_E
+    log_sum = tl.load(stats + 4 * M + rows, mask=inside, other=0.0)
+    neg_scale = g * tl.exp2(-tl.load(stats + 5 * M + rows, mask=inside, other=0.0))
     if ALL:
-        log_sum += tl.log2(tl.maximum(count, 1.0))
         single = count == 1.0
-        pos_scale = tl.where(single, 0.0, g)
+        pos_scale = tl.where(single, 0.0, neg_scale)
         pos_offset = tl.where(single, -g * one_minus_exp(tl.where(single, excess, 0.0)), -g / tl.maximum(count, 1.0))
     else:
         pos_scale = tl.zeros(rows.shape, tl.float32)
         pos_offset = -g / tl.maximum(count, 1.0)
-    return log_sum, pos_scale, tl.where(has_loss, pos_offset, 0.0), g
+    return log_sum, pos_scale, tl.where(has_loss, pos_offset, 0.0), neg_scale
 
 
 @triton.jit

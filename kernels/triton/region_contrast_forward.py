@@ -154,6 +154,14 @@ def losses_of_rows(rows, takes_part, shift, negatives, positives, positive_z, co
     tl.store(stats + M + rows, tl.where(takes_part, mean * LN_2, 0.0), mask=inside)
     tl.store(stats + 2 * M + rows, excess, mask=inside)
     tl.store(stats + 3 * M + rows, tilted, mask=inside)
+    # The logarithm of the denominator in log 2, and what rounding has taken from it (Knuth's two-sum).
+    part = tl.log2(tl.where(has_loss, weight, 1.0))
+    shift = tl.where(has_loss, shift, 0.0)
+    log_sum = shift + part
+    back = log_sum - shift
+    rest = (shift - (log_sum - back)) + (part - back)
+    tl.store(stats + 4 * M + rows, log_sum, mask=inside)
+    tl.store(stats + 5 * M + rows, rest, mask=inside)
     if PER_ROW:
         tl.store(loss + rows, value, mask=inside)
     return tl.sum(value), tl.sum(has_loss.to(tl.float32))

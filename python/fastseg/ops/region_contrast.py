@@ -198,7 +198,12 @@ def _run(
         dtype = torch.promote_types(anchors.dtype, bank.dtype)
         anchors, bank = anchors.to(dtype), bank.to(dtype)
     labels = (anchor_ids, bank_ids, anchor_groups, bank_groups)
-    if not use_fused("region_contrast", impl, anchors.device):
+    fused = use_fused("region_contrast", impl, anchors.device)
+    if fused and anchors.is_cuda and anchors.dtype == torch.float64:
+        if impl == "fused":
+            raise ValueError('impl="fused": region_contrast has no float64 kernel for a GPU; use impl="auto"')
+        fused = False
+    if not fused:
         losses, stats = region_contrast_reference(
             anchors, bank, *labels, temperature, self_offset, similarity, denominator
         )

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 _NONE = 2  # reduction, as in the kernels
-_STATS = 4
+_STATS = 6
 
 
 def _real(anchors: Tensor) -> torch.dtype:

@@ -71,9 +71,7 @@ def region_contrast_reference(
     # candidate at 0: the gradient of an empty sum of exponentials would be NaN.
     relative = torch.where(candidates, z - mean[:, None], -torch.inf)
     relative = torch.where(has_loss[:, None], relative, 0)
-    if relative.shape[1] == 0:
-        relative = relative.new_zeros(relative.shape[0], 1)
-    loss = torch.where(has_loss, torch.logsumexp(relative, 1), 0)
+    loss = mean if relative.shape[1] == 0 else torch.where(has_loss, torch.logsumexp(relative, 1), 0)
     counts = count.to(dtype)
     log_sum = torch.where(has_loss, loss + mean, -torch.inf)
     return loss, torch.stack([counts, mean, log_sum, has_loss.to(dtype)])
