@@ -73,8 +73,7 @@ double contrast_finish_rows_cpu(const ContrastSums<Real>* sums, const int64_t* p
     const bool counts = excess != -kInfinity;
     if (counts) {
       const double weight = sums[i].negatives + (all ? sums[i].positives : 0);
-      const double expected = weight == 0 ? mean : sums[i].shift + sums[i].tilt / weight;
-      tilt = (mean - expected) / temperature;
+      tilt = weight == 0 ? 0 : ((mean - sums[i].shift) - sums[i].tilt / weight) / temperature;
       log_sum = sums[i].shift + std::log(weight);
       loss[i] = Real(excess + (all ? std::log(double(found)) : 0));
       total += loss[i];

@@ -143,7 +143,7 @@ def region_contrast(
     loss = anchors.new_empty((M,) if reduction == _NONE else (), dtype=torch.float32)
     stats = loss.new_empty((6, M))
     if M == 0:
-        return loss.zero_(), stats, loss.new_zeros(()), loss.new_empty(N)
+        return loss.zero_(), stats, loss.new_zeros(()), loss.new_zeros(N)
     rows_counted = loss.new_empty(())
     counters = anchors.new_empty(1 + blocks, dtype=torch.int32)
     scratch = loss.new_empty(2 * blocks + (PARTIALS * shares * M if shares > 1 else 0))

@@ -103,6 +103,7 @@ def contrast_gradient(rows_a, ids_a, groups_a, rows_b, ids_b, groups_b, scale_a,
     inverse_t = inverse_temperature(temperature, fixed_temperature, HAS_TEMPERATURE)
     scale_rows, offset_rows = load_scale(scale_a, offset_a, rows, M, inverse_t, SIMILARITY)
     slope = inverse_t * (2.0 / D if SIMILARITY == NEG_MSE else 1.0)
+    factor = inverse_t * LOG2_E * (2.0 / D if SIMILARITY == NEG_MSE else 1.0)
     if OF_ROWS:
         log_sum, pos_scale, pos_offset, neg_scale = load_upstream(
             stats, grad, rows_counted, rows, anchors, ALL, MEAN, PER_ROW
@@ -123,8 +124,8 @@ def contrast_gradient(rows_a, ids_a, groups_a, rows_b, ids_b, groups_b, scale_a,
         dot, to = products(rows_a, rows, takes_part, rows_b, others, id_others >= 0, D, hoisted, PRECISION,
                            BLOCK_M, BLOCK_N, BLOCK_D, ONE_CHUNK, EVEN_D)  # fmt: skip
         scale_to, offset_to = load_scale(scale_b, offset_b, others, N, inverse_t, SIMILARITY)
-        slopes = (slope * scale_rows)[:, None] * scale_to[None, :]
-        z = dot * slopes * LOG2_E
+        # Rounded as in the forward pass, as an error of z common to all would be one of e.
+        z = dot * (factor * scale_rows)[:, None] * scale_to[None, :]
         if SIMILARITY == NEG_MSE:
             z += offset_rows[:, None] + offset_to[None, :]
         positive, negative = relate(id_rows, id_others, groups_a, rows, M, groups_b, others, N, self_offset,
@@ -143,7 +144,8 @@ def contrast_gradient(rows_a, ids_a, groups_a, rows_b, ids_b, groups_b, scale_a,
             e = exp_below(z, log_sum_to[None, :])
             of_positive += pos_scale_to[None, :] * e + pos_offset_to[None, :]
             of_negative += neg_scale_to[None, :] * e
-        coefficients = tl.where(positive, of_positive, tl.where(negative, of_negative, 0.0)) * slopes
+        coefficients = tl.where(positive, of_positive, tl.where(negative, of_negative, 0.0))
+        coefficients *= (slope * scale_rows)[:, None] * scale_to[None, :]
         # float16 holds too small a range for coefficients, but all of float16 fits into TF32.
         if rows_b.dtype.element_ty == tl.bfloat16:
             narrow = coefficients.to(tl.bfloat16)
@@ -170,7 +172,8 @@ def contrast_gradient(rows_a, ids_a, groups_a, rows_b, ids_b, groups_b, scale_a,
                 some = load_rows(rows_b, others, id_others >= 0, d, D, False)
                 at = sums + rows.to(tl.int64)[:, None] * D + d[None, :]
                 inside = (rows < M)[:, None] & (d < D)[None, :]
-                so_far = tl.load(at, mask=inside & (begin > 0), other=0.0)
+                started = (tl.zeros([BLOCK_M], tl.int32) + begin > 0)[:, None]
+                so_far = tl.load(at, mask=inside & started, other=0.0)
                 if rows_b.dtype.element_ty == tl.float16:
                     so_far = tl.dot(narrow, some.to(tl.float32), so_far, input_precision="tf32")
                 else:
@@ -184,7 +187,8 @@ def contrast_gradient(rows_a, ids_a, groups_a, rows_b, ids_b, groups_b, scale_a,
         inside = (rows < M)[:, None] & (d < D)[None, :]
         offsets = rows.to(tl.int64)[:, None] * D + d[None, :]
         if CHUNKS_OUT > 1:
-            total = tl.load(sums + offsets, mask=inside & (N > 0), other=0.0)
+            started = (tl.zeros([BLOCK_M], tl.int32) + N > 0)[:, None]
+            total = tl.load(sums + offsets, mask=inside & started, other=0.0)
         if (SIMILARITY == COSINE) | (SIMILARITY == NEG_MSE):
             total -= along[:, None] * load_rows(rows_a, rows, takes_part, d, D, False).to(tl.float32)
         total = tl.where(takes_part[:, None], total, 0.0)
