@@ -97,6 +97,8 @@ def test_csv_and_table(tmp_path):
 def test_every_op_has_the_shapes_of_real_volumes_and_one_beyond_2_31(op):
     names = [str(case) for case in op.cases]
     assert len(set(names)) == len(names)
+    if all(len(case.shape) == 2 for case in op.cases):
+        pytest.skip("takes rows, not volumes")
     assert {(8, 3, 512, 512), (2, 32, 64, 64, 64), (2, 1, 128, 128, 128)} <= {case.shape for case in op.cases}
     for case in op.cases:
         assert case.huge == (torch.Size(case.shape).numel() > 2**31)

@@ -7,19 +7,29 @@ from fastseg import nn
 from fastseg._C import build_info
 from fastseg.ops import (
     BCETerms,
+    ContrastRows,
+    gather_rows,
     masked_weighted_bce,
     masked_weighted_bce_across_ranks,
     masked_weighted_bce_terms,
+    region_contrast,
+    region_contrast_rows,
+    sharded_region_contrast,
 )
 
 __version__ = _version("fastseg")
 
 __all__ = [
     "BCETerms",
+    "ContrastRows",
     "__version__",
     "build_info",
+    "gather_rows",
     "masked_weighted_bce",
     "masked_weighted_bce_across_ranks",
     "masked_weighted_bce_terms",
     "nn",
+    "region_contrast",
+    "region_contrast_rows",
+    "sharded_region_contrast",
 ]

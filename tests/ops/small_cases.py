@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from fastseg import masked_weighted_bce
+from fastseg import region_contrast as contrast
 
-from . import test_masked_bce
+from . import region_contrast_cases, test_masked_bce, test_region_contrast
 from .masked_bce_cases import make_case
 
 # Against the same op's CPU kernel, relative to the largest value. Both are tested elsewhere, to the last digits.
@@ -43,7 +44,24 @@ def masked_bce() -> Iterator[Callable[[str], list[Tensor]]]:
         yield run
 
 
-OPS = {"masked_bce": masked_bce}
+def region_contrast() -> Iterator[Callable[[str], list[Tensor]]]:
+    for number, factors in enumerate(test_region_contrast.CASES):
+        options = dict(factors)
+        if options["dtype"] == torch.float64:  # which has no kernel on a GPU
+            continue
+        settings = {key: options.pop(key) for key in ("similarity", "denominator", "reduction")}
+        settings["temperature"] = options.pop("temperature") * options["size"] ** 0.5
+        tensors = region_contrast_cases.make_case(**options, seed=number)
+
+        def run(device, tensors=tensors, settings=settings):
+            arguments = {name: tensor.to(device) for name, tensor in tensors.items()}
+            weights = torch.ones(len(tensors["anchors"])).to(device)
+            return region_contrast_cases.run(contrast, arguments, weights, impl="fused", **settings)
+
+        yield run
+
+
+OPS = {"masked_bce": masked_bce, "region_contrast": region_contrast}
 
 
 def compare(found: list[Tensor], expected: list[Tensor]) -> None:

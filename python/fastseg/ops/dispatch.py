@@ -9,8 +9,13 @@ from fastseg import _C
 
 IMPLEMENTATIONS = ("auto", "fused", "reference")
 
-_KERNELS = _C.build_info()["ops"]
+_KERNELS = {op: tuple(devices) for op, devices in _C.build_info()["ops"].items()}
 _warned = set()
+
+
+def offer(op: str, device: str) -> None:
+    """A kernel of `op` for `device` that is registered from Python and not in the extension module."""
+    _KERNELS[op] = (*_KERNELS[op], device)
 
 
 def use_fused(op: str, impl: str, device: torch.device) -> bool:

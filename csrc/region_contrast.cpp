@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Torch glue of region_contrast: schemas, checks, and the way through the tiles on the CPU. The GPU kernels
+// are registered on the same schemas from Python.
+#include "region_contrast.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <cmath>
+#include <limits>
+#include <tuple>
+
+#include "checks.h"
+#include "region_contrast_rows.h"
+#include "region_contrast_tiles.h"
+
+namespace fastseg {
+namespace {
+
+namespace stable = torch::stable;
+
+enum class ContrastReduction : int { kMean, kSum, kNone };
+
+struct ContrastOptions {
+  ContrastSimilarity similarity;
+  ContrastDenominator denominator;
+  ContrastReduction reduction;
+  double temperature;
+
+  ContrastOptions(const OptionalTensor& temperature_tensor, double temperature_number, int64_t similarity,
+                  int64_t denominator, int64_t reduction)
+      : similarity(ContrastSimilarity(similarity)),
+        denominator(ContrastDenominator(denominator)),
+        reduction(ContrastReduction(reduction)),
+        temperature(temperature_number) {
+    check(similarity >= 0 && similarity <= 2, "similarity must be 0 (cosine), 1 (dot) or 2 (neg_mse), got ",
+          similarity);
+    check(denominator >= 0 && denominator <= 1, "denominator must be 0 (all) or 1 (negatives), got ",
+          denominator);
+    check(reduction >= 0 && reduction <= 2, "reduction must be 0 (mean), 1 (sum) or 2 (none), got ",
+          reduction);
+    if (!temperature_tensor) return;
+    check(temperature_tensor->dim() == 0 && is_floating(temperature_tensor->scalar_type()),
+          "temperature must be a floating tensor with no axes, got ",
+          to_string(shape_of(*temperature_tensor)));
+    temperature =
+        *static_cast<const double*>(stable::to(*temperature_tensor, ScalarType::Double).const_data_ptr());
+  }
+
+  // Of z = factor * dot + offsets.
+  double factor(int64_t size) const {
+    return similarity == ContrastSimilarity::kNegMse ? 2 / (double(size) * temperature) : 1 / temperature;
+  }
+};
+
+void check_rows(const char* name, const Tensor& rows, const Tensor& ids, const OptionalTensor& groups,
+                const Tensor& anchors) {
+  const std::string prefix(name);
+  check_floating(name, rows);
+  check(rows.dim() == 2 && rows.size(1) > 0, name, " must be (rows, D) with D at least 1, got ",
+        to_string(shape_of(rows)));
+  check(rows.scalar_type() == anchors.scalar_type() && rows.size(1) == anchors.size(1) &&
+            rows.device() == anchors.device(),
+        name, " must have the dtype, device and D of anchors = ", to_string(shape_of(anchors)), ", got ",
+        to_string(shape_of(rows)));
+  check(ids.device() == rows.device(), prefix, "'s ids must be on the device of anchors");
+  check_shape((prefix + "'s ids").c_str(), ids, "one per row", {rows.size(0)});
+  if (groups) {
+    check(groups->device() == rows.device(), prefix, "'s groups must be on the device of anchors");
+    check_shape((prefix + "'s groups").c_str(), *groups, "one per row", {rows.size(0)});
+  }
+}
+
+void check_arguments(const Tensor& anchors, const OptionalTensor& bank, const Tensor& anchor_ids,
+                     const OptionalTensor& bank_ids, const OptionalTensor& anchor_groups,
+                     const OptionalTensor& bank_groups) {
+  check_rows("anchors", anchors, anchor_ids, anchor_groups, anchors);
+  check(bank.has_value() == bank_ids.has_value(), "bank_ids must be given with bank, and only then");
+  check(bank_groups.has_value() == (bank && anchor_groups),
+        "bank_groups must be given with bank and anchor_groups, and only then");
+  if (bank) check_rows("bank", *bank, *bank_ids, bank_groups, anchors);
+}
+
+ScalarType real_type(const Tensor& anchors) {
+  return anchors.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+Tensor empty_on(const Tensor& like, const Shape& shape, ScalarType type) {
+  return stable::empty(shape, type, std::nullopt, like.device(), std::nullopt, MemoryFormat::Contiguous);
+}
+
+Tensor zeros_on(const Tensor& like, const Shape& shape, ScalarType type) {
+  Tensor zeros = empty_on(like, shape, type);
+  return stable::zero_(zeros);
+}
+
+template <class Real>
+ContrastTile<Real> multiply_tile(const ContrastPairs<Real>& pairs, const ContrastBlocks& row_blocks,
+                                 const ContrastBlocks& col_blocks, int64_t row_block, int64_t col_block,
+                                 Real* values) {
+  const ContrastTile<Real> tile{values,
+                                row_blocks.begin(row_block),
+                                row_blocks.end(row_block),
+                                col_blocks.begin(col_block),
+                                col_blocks.end(col_block),
+                                pairs.self.data()};
+  const int64_t size = pairs.anchors.size;
+  multiply_rows(pairs.anchors.values() + tile.row_begin * size,
+                pairs.candidates().values() + tile.col_begin * size, tile.row_end - tile.row_begin,
+                tile.col_end - tile.col_begin, size, values);
+  return tile;
+}
+
+using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using Backward = std::tuple<Tensor, Tensor, Tensor>;
+
+template <class Real>
+Forward forward(const ContrastPairs<Real>& pairs, const ContrastOptions& options, bool with_tilt) {
+  const ContrastRows<Real>& anchors = pairs.anchors;
+  const Tensor& source = anchors.source;
+  const ContrastSide<Real> rows = anchors.side(), candidates = pairs.candidates().side();
+  const ContrastBlocks row_blocks(anchors.count), col_blocks(pairs.candidates().count);
+  const Real factor = Real(options.factor(anchors.size));
+  const ContrastSums<Real> none{-std::numeric_limits<Real>::infinity(), 0, 0, 0, 0};
+  std::vector<ContrastSums<Real>> sums(anchors.count, none);
+  const TileBuffers<Real> buffers(source);
+  const auto add_pair = [&](int64_t row_block, int64_t col_block) {
+    const ContrastTile<Real> tile =
+        multiply_tile(pairs, row_blocks, col_blocks, row_block, col_block, buffers.of_this_thread());
+    const bool both = !pairs.bank && row_block != col_block;
+    contrast_add_tile_cpu(tile, rows, candidates, factor, options.denominator, with_tilt, sums.data(),
+                          both ? sums.data() : nullptr);
+  };
+  pairs.bank ? for_each_pair(row_blocks, col_blocks, add_pair)
+             : for_each_unordered_pair(row_blocks, add_pair);
+
+  // Of the rows that take part, then of all.
+  std::vector<Real> kept_losses(anchors.count), kept_stats(kContrastStats * anchors.count);
+  int64_t count = 0;
+  const double total = contrast_finish_rows_cpu(sums.data(), pairs.positives.data(), options.temperature,
+                                                options.denominator, 0, anchors.count, kept_losses.data(),
+                                                kept_stats.data(), anchors.count, &count);
+  const int64_t all = source.size(0);
+  Tensor stats = zeros_on(source, {kContrastStats, all}, kTypeOf<Real>);
+  Tensor rows_counted = empty_on(source, {}, kTypeOf<Real>);
+  const bool per_row = options.reduction == ContrastReduction::kNone;
+  Tensor loss = zeros_on(source, per_row ? Shape{all} : Shape{}, kTypeOf<Real>);
+  Real* losses = static_cast<Real*>(loss.data_ptr());
+  Real* all_stats = static_cast<Real*>(stats.data_ptr());
+  std::fill_n(all_stats + kContrastExcess * all, all, -std::numeric_limits<Real>::infinity());
+  for (int64_t k = 0; k < anchors.count; ++k) {
+    for (int stat = 0; stat < kContrastStats; ++stat) {
+      all_stats[stat * all + anchors.kept[k]] = kept_stats[stat * anchors.count + k];
+    }
+    if (per_row) losses[anchors.kept[k]] = kept_losses[k];
+  }
+  const bool mean = options.reduction == ContrastReduction::kMean;
+  if (!per_row) *losses = Real(total / (mean ? double(std::max<int64_t>(count, 1)) : 1.0));
+  *static_cast<Real*>(rows_counted.data_ptr()) = Real(count);
+  return {loss, stats, rows_counted, empty_on(source, {0}, kTypeOf<Real>)};
+}
+
+template <class Real>
+Backward backward(const ContrastPairs<Real>& pairs, const ContrastOptions& options, const Tensor& grad,
+                  const Tensor& stats, const Tensor& rows_counted, bool need_anchors, bool need_bank) {
+  const ContrastRows<Real>& anchors = pairs.anchors;
+  const ContrastRows<Real>& others = pairs.candidates();
+  const ContrastSide<Real> rows = anchors.side(), candidates = others.side();
+  const ContrastBlocks row_blocks(anchors.count), col_blocks(others.count);
+  const int64_t size = anchors.size, count = anchors.count, all = stats.size(1);
+  const Real factor = Real(options.factor(size));
+
+  const bool mean = options.reduction == ContrastReduction::kMean;
+  const double counted = *static_cast<const Real*>(rows_counted.const_data_ptr());
+  const double grad_scale = mean ? 1 / std::max(counted, 1.0) : 1.0;
+  const bool per_row = options.reduction == ContrastReduction::kNone;
+  const auto* grads = static_cast<const Real*>(grad.const_data_ptr());
+  const auto* all_stats = static_cast<const Real*>(stats.const_data_ptr());
+  std::vector<Real> kept_grads(per_row ? count : 1, *grads), kept_stats(kContrastStats * count);
+  double grad_temperature = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    const int64_t i = anchors.kept[k];
+    for (int stat = 0; stat < kContrastStats; ++stat) {
+      kept_stats[stat * count + k] = all_stats[stat * all + i];
+    }
+    if (per_row) kept_grads[k] = grads[i];
+    const Real tilt = all_stats[kContrastTilt * all + i];
+    if (tilt != 0) grad_temperature += grad_scale * double(kept_grads[per_row ? k : 0]) * double(tilt);
+  }
+  std::vector<Real> scratch(4 * count);
+  const ContrastUpstream<Real> upstream{scratch.data(), scratch.data() + count, scratch.data() + 2 * count,
+                                        scratch.data() + 3 * count};
+  contrast_prepare_upstream_cpu(kept_stats.data(), count, kept_grads.data(), per_row, grad_scale,
+                                options.denominator, 0, count, upstream);
+
+  const bool neg_mse = options.similarity == ContrastSimilarity::kNegMse;
+  std::vector<Real> row_totals(neg_mse ? count : 0), col_totals(neg_mse && pairs.bank ? others.count : 0);
+  Real* of_rows = neg_mse ? row_totals.data() : nullptr;
+  Real* of_cols = !neg_mse ? nullptr : pairs.bank ? col_totals.data() : of_rows;
+  Tensor grad_anchors = need_anchors ? anchors.zeros_like_data() : empty_on(grad, {0}, kTypeOf<Real>);
+  Tensor grad_bank = need_bank ? others.zeros_like_data() : empty_on(grad, {0}, kTypeOf<Real>);
+  auto* anchor_sums = static_cast<Real*>(grad_anchors.data_ptr());
+  auto* other_sums = pairs.bank ? static_cast<Real*>(grad_bank.data_ptr()) : anchor_sums;
+  const TileBuffers<Real> buffers(anchors.source);
+  const auto add_pair = [&](int64_t row_block, int64_t col_block) {
+    const ContrastTile<Real> tile =
+        multiply_tile(pairs, row_blocks, col_blocks, row_block, col_block, buffers.of_this_thread());
+    const bool diagonal = !pairs.bank && row_block == col_block;
+    contrast_coefficients_cpu(tile, rows, candidates, factor, upstream, pairs.bank ? nullptr : &upstream,
+                              of_rows, diagonal ? nullptr : of_cols);
+    const int64_t height = tile.row_end - tile.row_begin, width = tile.col_end - tile.col_begin;
+    if (need_anchors) {
+      add_weighted_rows(tile.values, height, width, false, others.values() + tile.col_begin * size, size,
+                        anchor_sums + tile.row_begin * size);
+    }
+    if (pairs.bank ? need_bank : !diagonal) {
+      add_weighted_rows(tile.values, height, width, true, anchors.values() + tile.row_begin * size, size,
+                        other_sums + tile.col_begin * size);
+    }
+  };
+  if (need_anchors || need_bank) {
+    pairs.bank ? for_each_pair(row_blocks, col_blocks, add_pair)
+               : for_each_unordered_pair(row_blocks, add_pair);
+  }
+  const auto finish = [&](const ContrastRows<Real>& of, Tensor& gradient, const Real* totals) {
+    stable::parallel_for(0, of.count, of.grain(), [&](int64_t begin, int64_t end) {
+      contrast_finish_gradient_cpu(options.similarity, of.values(), of.scale.data(), totals, size, begin, end,
+                                   static_cast<Real*>(gradient.data_ptr()));
+    });
+    gradient = of.spread(gradient);
+  };
+  if (need_anchors) finish(anchors, grad_anchors, of_rows);
+  if (need_bank) finish(others, grad_bank, of_cols);
+  Tensor of_temperature = empty_on(grad, {}, kTypeOf<Real>);
+  *static_cast<Real*>(of_temperature.data_ptr()) = Real(grad_temperature);
+  return {grad_anchors, grad_bank, of_temperature};
+}
+
+Forward region_contrast_cpu(const Tensor& anchors, const OptionalTensor& bank, const Tensor& anchor_ids,
+                            const OptionalTensor& bank_ids, const OptionalTensor& anchor_groups,
+                            const OptionalTensor& bank_groups, const OptionalTensor& temperature,
+                            double fixed_temperature, std::optional<int64_t> self_offset, int64_t similarity,
+                            int64_t denominator, int64_t reduction, bool with_tilt) {
+  check_arguments(anchors, bank, anchor_ids, bank_ids, anchor_groups, bank_groups);
+  const ContrastOptions options(temperature, fixed_temperature, similarity, denominator, reduction);
+  const auto run = [&](auto zero) {
+    const ContrastPairs<decltype(zero)> pairs(anchors, bank, anchor_ids, bank_ids, anchor_groups, bank_groups,
+                                              self_offset, options.similarity, options.temperature);
+    return forward(pairs, options, with_tilt);
+  };
+  return real_type(anchors) == ScalarType::Double ? run(0.0) : run(0.0f);
+}
+
+Backward region_contrast_backward_cpu(const Tensor& grad, const Tensor& anchors, const OptionalTensor& bank,
+                                      const Tensor& anchor_ids, const OptionalTensor& bank_ids,
+                                      const OptionalTensor& anchor_groups, const OptionalTensor& bank_groups,
+                                      const OptionalTensor& temperature, const Tensor& stats,
+                                      const Tensor& rows_counted, const Tensor& /* measured */,
+                                      double fixed_temperature, std::optional<int64_t> self_offset,
+                                      int64_t similarity, int64_t denominator, int64_t reduction,
+                                      bool need_anchors, bool need_bank) {
+  check_arguments(anchors, bank, anchor_ids, bank_ids, anchor_groups, bank_groups);
+  const ContrastOptions options(temperature, fixed_temperature, similarity, denominator, reduction);
+  const ScalarType real = real_type(anchors);
+  check(!need_bank || bank, "need_bank must be false without a bank");
+  check_shape("stats", stats, "(6, M)", {kContrastStats, anchors.size(0)});
+  check(stats.scalar_type() == real && stats.is_contiguous() && rows_counted.scalar_type() == real,
+        "stats and rows must be as region_contrast returned them");
+  check_shape("grad", grad, "the shape of loss",
+              options.reduction == ContrastReduction::kNone ? Shape{anchors.size(0)} : Shape{});
+  const Tensor grads = stable::contiguous(stable::to(grad, real));
+  const auto run = [&](auto zero) {
+    const ContrastPairs<decltype(zero)> pairs(anchors, bank, anchor_ids, bank_ids, anchor_groups, bank_groups,
+                                              self_offset, options.similarity, options.temperature);
+    return backward(pairs, options, grads, stats, rows_counted, need_anchors, need_bank);
+  };
+  return real == ScalarType::Double ? run(0.0) : run(0.0f);
+}
+
+}  // namespace
+
+// similarity, denominator and reduction are those of the enums. temperature, if given, goes before
+// fixed_temperature. self_offset: anchor i is row i + self_offset of the bank and not compared with it. loss
+// is one number, or (M,) for reduction none; stats (6, M) lie as ContrastStats says; rows is how many have a
+// loss. Where a gradient is not needed, an empty tensor stands in its place.
+STABLE_TORCH_LIBRARY_FRAGMENT(fastseg, library) {
+  library.def(
+      "region_contrast(Tensor anchors, Tensor? bank, Tensor anchor_ids, Tensor? bank_ids, Tensor? "
+      "anchor_groups, "
+      "Tensor? bank_groups, Tensor? temperature, float fixed_temperature, int? self_offset, int similarity, "
+      "int denominator, int reduction, bool with_tilt) -> (Tensor loss, Tensor stats, Tensor rows, Tensor "
+      "measured)");
+  library.def(
+      "region_contrast_backward(Tensor grad, Tensor anchors, Tensor? bank, Tensor anchor_ids, Tensor? "
+      "bank_ids, "
+      "Tensor? anchor_groups, Tensor? bank_groups, Tensor? temperature, Tensor stats, Tensor rows, Tensor "
+      "measured, "
+      "float fixed_temperature, int? self_offset, int similarity, int denominator, int reduction, "
+      "bool need_anchors, bool need_bank) -> (Tensor grad_anchors, Tensor grad_bank, Tensor "
+      "grad_temperature)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastseg, CPU, library) {
+  library.impl("region_contrast", TORCH_BOX(&region_contrast_cpu));
+  library.impl("region_contrast_backward", TORCH_BOX(&region_contrast_backward_cpu));
+}
+
+}  // namespace fastseg

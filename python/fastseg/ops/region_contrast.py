@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""region_contrast: supervised and multi-positive contrastive loss between rows, such as the features of regions."""
+
+import importlib.util
+import math
+import numbers
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastseg.ops import region_contrast_autograd  # noqa: F401  (gives the op its gradient)
+from fastseg.ops.dispatch import offer, use_fused
+from fastseg.ops.reference.region_contrast import region_contrast_reference
+
+if importlib.util.find_spec("triton") is not None:
+    offer("region_contrast", "cuda")
+
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_SIMILARITIES = ("cosine", "dot", "neg_mse")  # the order is the kernels'
+_DENOMINATORS = ("all", "negatives")
+_REDUCTIONS = ("mean", "sum", "none")
+
+
+class ContrastRows(NamedTuple):
+    """What `region_contrast_rows` finds for each anchor, each (M,); only the loss has a gradient."""
+
+    loss: Tensor
+    positives: Tensor
+    similarity: Tensor
+    log_denominator: Tensor
+
+
+def region_contrast(
+    anchors: Tensor,
+    bank: Tensor | None = None,
+    *,
+    anchor_ids: Tensor,
+    bank_ids: Tensor | None = None,
+    anchor_groups: Tensor | None = None,
+    bank_groups: Tensor | None = None,
+    temperature: float | Tensor = 0.1,
+    similarity: str = "cosine",
+    denominator: str = "all",
+    reduction: str = "mean",
+    self_offset: int | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Contrastive loss with any number of positives per anchor, in memory that does not hold the pairs.
+
+    For anchor i with positives P(i) (equal ids) and negatives N(i) (other ids), a row and itself left out::
+
+        loss_i = 1/|P(i)| * sum_{p in P(i)} (logsumexp_{q in D(i)} s_iq / T  -  s_ip / T)
+        D(i) = P(i) + N(i) for denominator="all", N(i) for "negatives"
+
+    SupCon (its L_out) and InfoNCE are denominator="all"; the loss of Boserup & Selvan is "negatives" with
+    "neg_mse" and T = 1, row losses times numbers of positives (`region_contrast_rows`).
+
+    Args:
+        anchors: (M, D), float32, float64, bfloat16 or float16; D from 1 up.
+        bank: (N, D), the candidates; None: the anchors themselves, each compared with all others. Of two
+            floating dtypes the wider is taken for both.
+        anchor_ids: (M,), integer. Rows of equal ids are positives of one another; a row of negative id takes no
+            part, as anchor or as candidate.
+        bank_ids: (N,), integer, with `bank`.
+        anchor_groups: (M,), integer: negatives are only those of the same group, such as the same image.
+            Positives are those of equal ids in whatever group: give ids that differ between groups if
+            positives should not cross them.
+        bank_groups: (N,), integer, with `bank` and `anchor_groups`.
+        temperature: T, finite and above 0, or a tensor with no axes, which may require a gradient and whose
+            value is not looked at.
+        similarity: "cosine" (<a, b> / |a| |b|), "dot" (<a, b>) or "neg_mse" (-mean((a - b)^2)).
+        denominator: "all" or "negatives".
+        reduction: "mean" over the rows that have a loss, "sum", or "none".
+        self_offset: with `bank`: anchor i is row i + self_offset of the bank and not compared with it, as where
+            the bank is gathered from several processes. None: all of the bank are candidates.
+        impl: "auto" (the fused kernel where there is one, else the reference), "fused" or "reference".
+
+    Returns:
+        The loss, or the losses (M,) for "none"; float64 for float64 input, else float32.
+
+    Edge rules:
+        A row without a positive, without a candidate in its denominator, or of negative id, has loss and
+        gradient 0 and does not count in the mean; no such row at all gives loss 0. Values of rows that take no
+        part never matter, NaN or not; NaN in others spreads. "cosine": a row shorter than 1e-12 has similarity
+        0 to all, and gradient 0.
+
+    Raises:
+        TypeError, ValueError: a wrong type, dtype, shape, device or option. A second gradient:
+            NotImplementedError, except with impl="reference".
+
+    Numerics:
+        float32 sums (float64 for float64); on a GPU float32 products use TF32 where torch allows it
+        (torch.backends.cuda.matmul). The log-sum-exp is shifted by its largest term and the loss taken relative
+        to the positives, so a single positive far above the negatives keeps all digits of its tiny loss and
+        gradient. "neg_mse" expands the square: s is exact to a few roundings of the mean squares of the values;
+        subtract a common offset first if that is large. Repeatable to the last bit on a given machine.
+
+    Cost:
+        2 M N D multiplications and additions forward and 6 backward; without a bank 1 and 3 on the CPU, 2
+        and 4 on a GPU. Memory: a tile per thread and O(M + N); a float32 copy of 16-bit input on the CPU.
+
+    Source:
+        Khosla et al. 2020, "Supervised Contrastive Learning", equation 2, for "all"; Boserup & Selvan 2023,
+        "Efficient Self-Supervision using Patch-based Contrastive Learning", for "negatives".
+    """
+    return region_contrast_and_count(
+        anchors,
+        bank,
+        anchor_ids=anchor_ids,
+        bank_ids=bank_ids,
+        anchor_groups=anchor_groups,
+        bank_groups=bank_groups,
+        temperature=temperature,
+        similarity=similarity,
+        denominator=denominator,
+        reduction=reduction,
+        self_offset=self_offset,
+        impl=impl,
+    )[0]
+
+
+def region_contrast_and_count(
+    anchors,
+    bank=None,
+    *,
+    anchor_ids,
+    bank_ids=None,
+    anchor_groups=None,
+    bank_groups=None,
+    temperature=0.1,
+    similarity="cosine",
+    denominator="all",
+    reduction="mean",
+    self_offset=None,
+    impl="auto",
+) -> tuple[Tensor, Tensor]:
+    """`region_contrast`, and how many rows have a loss."""
+    tensors = (anchors, bank, anchor_ids, bank_ids, anchor_groups, bank_groups)
+    options = (temperature, self_offset, similarity, denominator)
+    _check(*tensors, *options, reduction)
+    loss, _, count = _run(*tensors, *options, reduction, impl)
+    return loss, count
+
+
+def region_contrast_rows(
+    anchors: Tensor,
+    bank: Tensor | None = None,
+    *,
+    anchor_ids: Tensor,
+    bank_ids: Tensor | None = None,
+    anchor_groups: Tensor | None = None,
+    bank_groups: Tensor | None = None,
+    temperature: float | Tensor = 0.1,
+    similarity: str = "cosine",
+    denominator: str = "all",
+    self_offset: int | None = None,
+    impl: str = "auto",
+) -> ContrastRows:
+    """`region_contrast` row by row, with what other sums and means over pairs are made of, from the same pass.
+
+    Args:
+        As for `region_contrast`.
+
+    Returns:
+        ContrastRows(loss, positives, similarity, log_denominator), each (M,). loss: as for reduction="none".
+        positives: how many, int64. similarity: the mean of s over the positives, 0 where there are none.
+        log_denominator: log sum exp(s / T) over the denominator, -inf for rows without a loss. All but the loss
+        are detached. loss * positives is the sum over positive pairs instead of their mean.
+    """
+    tensors = (anchors, bank, anchor_ids, bank_ids, anchor_groups, bank_groups)
+    options = (temperature, self_offset, similarity, denominator)
+    _check(*tensors, *options, "none")
+    loss, stats, _ = _run(*tensors, *options, "none", impl)
+    positives, mean, log_denominator = stats[0], stats[1], stats[2]
+    with torch.no_grad():
+        number = temperature.to(mean.dtype) if isinstance(temperature, Tensor) else temperature
+        return ContrastRows(loss, positives.long(), mean * number, log_denominator)
+
+
+def _run(
+    anchors,
+    bank,
+    anchor_ids,
+    bank_ids,
+    anchor_groups,
+    bank_groups,
+    temperature,
+    self_offset,
+    similarity,
+    denominator,
+    reduction,
+    impl,
+):
+    """The loss; (3 or 4, M): positives, their mean s / T, log of the denominator; how many rows have a loss."""
+    if bank is not None and bank.dtype != anchors.dtype:
+        dtype = torch.promote_types(anchors.dtype, bank.dtype)
+        anchors, bank = anchors.to(dtype), bank.to(dtype)
+    labels = (anchor_ids, bank_ids, anchor_groups, bank_groups)
+    fused = use_fused("region_contrast", impl, anchors.device)
+    if fused and anchors.is_cuda and anchors.dtype == torch.float64:
+        if impl == "fused":
+            raise ValueError('impl="fused": region_contrast has no float64 kernel for a GPU; use impl="auto"')
+        fused = False
+    if not fused:
+        losses, stats = region_contrast_reference(
+            anchors, bank, *labels, temperature, self_offset, similarity, denominator
+        )
+        count = stats[3].sum()
+        if reduction == "none":
+            return losses, stats.detach(), count
+        return losses.sum() / (count.clamp(min=1) if reduction == "mean" else 1), stats.detach(), count
+    tensor = temperature if isinstance(temperature, Tensor) else None
+    loss, stats, count, _ = torch.ops.fastseg.region_contrast(
+        anchors,
+        bank,
+        *labels,
+        tensor,
+        1.0 if tensor is not None else float(temperature),
+        self_offset,
+        _SIMILARITIES.index(similarity),
+        _DENOMINATORS.index(denominator),
+        _REDUCTIONS.index(reduction),
+        tensor is not None and tensor.requires_grad,
+    )
+    if reduction != "none":
+        return loss, stats, count
+    positives, mean, excess = stats[0], stats[1], stats[2]
+    log_denominator = mean + excess
+    if denominator == "all":
+        log_denominator = log_denominator + positives.clamp(min=1).log()
+    return loss, torch.stack([positives, mean, log_denominator]).detach(), count
+
+
+def _check(
+    anchors,
+    bank,
+    anchor_ids,
+    bank_ids,
+    anchor_groups,
+    bank_groups,
+    temperature,
+    self_offset,
+    similarity,
+    denominator,
+    reduction,
+) -> None:
+    _check_rows("anchors", anchors, "anchor_ids", anchor_ids, "anchor_groups", anchor_groups, anchors)
+    if bank is not None:
+        if bank_ids is None:
+            raise ValueError("bank_ids must be given with bank, got None")
+        if (anchor_groups is None) != (bank_groups is None):
+            missing = "anchor_groups" if anchor_groups is None else "bank_groups"
+            raise ValueError(f"{missing} must be given too, as both or neither of the groups, got None")
+        _check_rows("bank", bank, "bank_ids", bank_ids, "bank_groups", bank_groups, anchors)
+        if bank.shape[1] != anchors.shape[1]:
+            raise ValueError(
+                f"bank must be (N, D) with the D of anchors, {anchors.shape[1]}, got {tuple(bank.shape)}"
+            )
+    else:
+        for name, value in (("bank_ids", bank_ids), ("bank_groups", bank_groups), ("self_offset", self_offset)):
+            if value is not None:
+                raise ValueError(f"{name} must be None without a bank, got {_kind(value)}")
+    if isinstance(temperature, Tensor):
+        if temperature.dim() or temperature.dtype not in _FLOATS:
+            raise ValueError(
+                "temperature must be a number or a floating tensor with no axes, "
+                f"got {_name(temperature.dtype)} {tuple(temperature.shape)}"
+            )
+        if temperature.device != anchors.device:
+            raise ValueError(
+                f"temperature must be on {anchors.device}, where anchors is, got {temperature.device}"
+            )
+    elif isinstance(temperature, bool) or not isinstance(temperature, numbers.Real | torch.SymFloat):
+        raise TypeError(f"temperature must be a number or a tensor, got {type(temperature).__name__}")
+    elif not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be finite and above 0, got {temperature}")
+    if self_offset is not None and (isinstance(self_offset, bool) or not isinstance(self_offset, int)):
+        raise TypeError(f"self_offset must be an int or None, got {type(self_offset).__name__}")
+    for name, value, names in (
+        ("similarity", similarity, _SIMILARITIES),
+        ("denominator", denominator, _DENOMINATORS),
+        ("reduction", reduction, _REDUCTIONS),
+    ):
+        if value not in names:
+            raise ValueError(f"{name} must be one of {', '.join(names)}, got {value!r}")
+
+
+def _check_rows(name, rows, ids_name, ids, groups_name, groups, anchors) -> None:
+    for each, tensor, dtypes in ((name, rows, _FLOATS), (ids_name, ids, _INTEGERS), (groups_name, groups, _INTEGERS)):
+        if tensor is None and each == groups_name:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{each} must be a torch.Tensor, got {_kind(tensor)}")
+        if tensor.dtype not in dtypes:
+            raise TypeError(f"{each} must be {' or '.join(map(_name, dtypes))}, got {_name(tensor.dtype)}")
+        if tensor.device != anchors.device:
+            raise ValueError(f"{each} must be on {anchors.device}, where anchors is, got {tensor.device}")
+        if tensor is rows:
+            if rows.dim() != 2 or rows.shape[1] == 0:
+                raise ValueError(f"{each} must be (rows, D) with D at least 1, got {tuple(rows.shape)}")
+        elif tuple(tensor.shape) != (rows.shape[0],):
+            raise ValueError(
+                f"{each} must be one per row of {name}, ({rows.shape[0]},), got {tuple(tensor.shape)}"
+            )
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What torch knows of the ops region_contrast and region_contrast_backward: shapes, gradients, and the GPU kernels."""
+
+import torch
+from torch import Tensor
+
+_NONE = 2  # reduction, as in the kernels
+_STATS = 6
+
+
+def _real(anchors: Tensor) -> torch.dtype:
+    return torch.float64 if anchors.dtype == torch.float64 else torch.float32
+
+
+@torch.library.register_fake("fastseg::region_contrast")
+def _(anchors, bank, anchor_ids, bank_ids, anchor_groups, bank_groups, temperature, *options):
+    reduction, rows = options[4], anchors.shape[0]
+    loss = anchors.new_empty((rows,) if reduction == _NONE else (), dtype=_real(anchors))
+    # The GPU keeps the lengths of all rows for its backward pass.
+    measured = rows + (0 if bank is None else bank.shape[0]) if anchors.device.type == "cuda" else 0
+    return loss, loss.new_empty((_STATS, rows)), loss.new_empty(()), loss.new_empty((measured,))
+
+
+@torch.library.register_fake("fastseg::region_contrast_backward")
+def _(grad, anchors, bank, *others):
+    need_anchors, need_bank = others[-2:]
+    absent = anchors.new_empty((0,), dtype=_real(anchors))
+    return (
+        anchors.new_empty(anchors.shape) if need_anchors else absent,
+        bank.new_empty(bank.shape) if need_bank else absent.new_empty((0,)),
+        absent.new_empty(()),
+    )
+
+
+# Triton is imported by the first call with tensors on a GPU, not before.
+@torch.library.impl("fastseg::region_contrast", "CUDA")
+def _(*arguments):
+    from fastseg.triton.region_contrast import region_contrast
+
+    return region_contrast(*arguments)
+
+
+@torch.library.impl("fastseg::region_contrast_backward", "CUDA")
+def _(*arguments):
+    from fastseg.triton.region_contrast import region_contrast_backward
+
+    return region_contrast_backward(*arguments)
+
+
+def _save(ctx, inputs, output):
+    tensors, (ctx.fixed_temperature, ctx.self_offset, *options, _) = inputs[:7], inputs[7:]
+    ctx.options = options
+    kept = output[1:]
+    ctx.mark_non_differentiable(*kept)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, *kept)
+
+
+def _backward(ctx, grad, *_):
+    needed = ctx.needs_input_grad
+    gradients = [None] * len(needed)
+    if grad is None:
+        return tuple(gradients)
+    tensors = ctx.saved_tensors
+    bank, temperature = tensors[1], tensors[6]
+    found = torch.ops.fastseg.region_contrast_backward(
+        grad,
+        *tensors,
+        ctx.fixed_temperature,
+        ctx.self_offset,
+        *ctx.options,
+        needed[0],
+        bank is not None and needed[1],
+    )
+    if needed[0]:
+        gradients[0] = found[0]
+    if bank is not None and needed[1]:
+        gradients[1] = found[1]
+    if temperature is not None and needed[6]:
+        gradients[6] = found[2].to(temperature.dtype)
+    return tuple(gradients)
+
+
+def _no_second_gradient(ctx, *grads):
+    raise NotImplementedError('region_contrast has no second gradient; use impl="reference"')
+
+
+torch.library.register_autograd("fastseg::region_contrast", _backward, setup_context=_save)
+torch.library.register_autograd("fastseg::region_contrast_backward", _no_second_gradient)

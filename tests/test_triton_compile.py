@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Every launch of kernels/triton/*.py compiles for each GPU generation, within its shared memory and registers.
+
+The launches are those of the host code, recorded on the CPU. `python tests/test_triton_compile.py` prints registers,
+shared memory and spills of all.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+
+ARCHITECTURES = {80: 166912, 90: 232448, 100: 232448}  # bytes of shared memory a block may have
+MOST_SPILLED = 256  # bytes a thread, written and read
+NAMES = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+
+needs_compiler = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="Triton's interpreter is on: nothing is compiled"
+)
+
+
+@dataclass
+class Launch:
+    kernel: object
+    arguments: dict
+    options: dict
+
+    def compile(self, capability: int):
+        """As Triton's launcher would: integers of 1 are constants, multiples of 16 are known as such."""
+        import triton
+        from triton.backends.compiler import GPUTarget
+
+        signature, constants, attributes = {}, {}, {}
+        for number, parameter in enumerate(self.kernel.params):
+            name, value = parameter.name, self.arguments[parameter.name]
+            if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+                signature[name] = "constexpr"
+                constants[(number,)] = value
+            elif isinstance(value, torch.Tensor):
+                signature[name] = NAMES[value.dtype]
+                attributes[(number,)] = [["tt.divisibility", 16]]
+            elif isinstance(value, int):
+                signature[name] = "i32"
+                if value % 16 == 0:
+                    attributes[(number,)] = [["tt.divisibility", 16]]
+            else:
+                signature[name] = "fp32"
+        source = triton.compiler.ASTSource(self.kernel, signature, constants, attributes)
+        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=self.options)
+
+
+def record_launches(module, shared_memory: int, run) -> list[Launch]:
+    """What `run` would launch on a GPU with 132 processors."""
+    launches = []
+
+    class Recorder:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            def launch(*arguments, **keywords):
+                names = [parameter.name for parameter in self.kernel.params]
+                values = dict(zip(names, arguments, strict=False))
+                values |= {name: keywords.pop(name) for name in names if name in keywords}
+                launches.append(Launch(self.kernel, values, keywords))
+
+            return launch
+
+    kernels = ("measure_rows", "contrast_rows", "contrast_gradient")
+    recorders = {name: Recorder(getattr(module, name)) for name in kernels}
+    with patch.multiple(module, _describe=lambda tensor: (132, shared_memory), **recorders):
+        run(module)
+    return launches
+
+
+def region_contrast(D, dtype, bank, similarity, denominator=0, groups=False, M=4096):
+    """One call forward and backward."""
+    N = 8192
+
+    def run(module):
+        anchors = torch.zeros(M, D, dtype=dtype)
+        others = torch.zeros(N, D, dtype=dtype) if bank else None
+        ids, bank_ids = torch.zeros(M, dtype=torch.int64), torch.zeros(N, dtype=torch.int64) if bank else None
+        grouping = (ids, bank_ids) if groups else (None, None)
+        inputs = (anchors, others, ids, bank_ids, *grouping, torch.ones(()) if groups else None)
+        options = (0.1, None, similarity, denominator, 0)
+        loss, *kept = module.region_contrast(*inputs, *options, groups)
+        module.region_contrast_backward(loss, *inputs, *kept, *options, True, bank)
+
+    return run
+
+
+CASES = {  # name: D, dtype, bank, similarity, denominator, groups, anchors
+    "bf16 64": (64, torch.bfloat16, False, 0),
+    "bf16 128": (128, torch.bfloat16, False, 0),
+    "bf16 128, many": (128, torch.bfloat16, False, 0, 0, False, 65536),
+    "bf16 256": (256, torch.bfloat16, False, 0),
+    "bf16 128 bank groups": (128, torch.bfloat16, True, 0, 1, True),
+    "bf16 2048": (2048, torch.bfloat16, False, 1),
+    "fp16 128": (128, torch.float16, False, 0),
+    "fp16 100 bank": (100, torch.float16, True, 1),
+    "fp32 128": (128, torch.float32, False, 0),
+    "fp32 64 bank groups": (64, torch.float32, True, 2, 1, True),
+    "fp32 7500 bank": (7500, torch.float32, True, 2, 1),
+}
+
+
+@dataclass
+class Usage:
+    case: str
+    kernel: str
+    registers: int
+    shared: int
+    spilled: int
+    wgmma: bool
+
+    def __str__(self) -> str:
+        return (
+            f"{self.case:24} {self.kernel:18} {self.registers:9} {self.shared:8} {self.spilled:7} "
+            f"{'wgmma' if self.wgmma else ''}"
+        )
+
+
+def measure(case: str, capability: int, folder: Path) -> list[Usage]:
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    from fastseg.triton import region_contrast as module
+
+    ptxas = get_ptxas(capability).path
+    usages = []
+    for launch in record_launches(module, ARCHITECTURES[capability], region_contrast(*CASES[case])):
+        compiled = launch.compile(capability)
+        assert compiled.asm["cubin"]
+        file = folder / "kernel.ptx"
+        file.write_text(compiled.asm["ptx"])
+        target = re.search(r"\.target (\w+)", compiled.asm["ptx"])[1]
+        command = [ptxas, "-v", f"--gpu-name={target}", str(file), "-o", str(folder / "kernel.cubin")]
+        report = subprocess.run(command, capture_output=True, text=True, check=True)
+        report = report.stderr + report.stdout
+        spilled = sum(map(int, re.findall(r"(\d+) bytes spill", report)))
+        registers = int(re.search(r"Used (\d+) registers", report)[1])
+        name = launch.kernel.fn.__name__
+        usages.append(
+            Usage(case, name, registers, compiled.metadata.shared, spilled, "wgmma" in compiled.asm["ptx"])
+        )
+    return usages
+
+
+HEADER = f"{'case':24} {'kernel':18} registers shared B spill B"
+
+
+# All for the GPU with wgmma, and one of each kind for the others: every launch takes the compiler 1 to 2 s.
+TESTED = [(90, case) for case in CASES] + [
+    (capability, case) for capability in (80, 100) for case in ("bf16 128", "fp16 100 bank", "fp32 64 bank groups")
+]
+
+
+@needs_compiler
+@pytest.mark.parametrize(("capability", "case"), TESTED)
+def test_region_contrast_compiles(capability, case, tmp_path, capsys):
+    pytest.importorskip("triton")
+    usages = measure(case, capability, tmp_path)
+    with capsys.disabled():
+        print(f"\nsm_{capability} {HEADER}", *usages, sep="\n")
+    bank = CASES[case][2]
+    names = [usage.kernel for usage in usages]
+    assert names == ["measure_rows", "contrast_rows", *["contrast_gradient"] * (1 + bank)]
+    for usage in usages:
+        assert usage.shared <= ARCHITECTURES[capability]
+        assert usage.spilled <= MOST_SPILLED
+        if capability == 90 and usage.kernel != "measure_rows" and case.startswith(("bf16", "fp16")):
+            assert usage.wgmma
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        for capability in map(int, sys.argv[1:] or ARCHITECTURES):
+            print(f"sm_{capability}\n{HEADER}")
+            for case in CASES:
+                print(*measure(case, capability, Path(folder)), sep="\n", flush=True)
