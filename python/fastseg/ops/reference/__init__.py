@@ -2,5 +2,6 @@
 """The definitions of the ops in plain PyTorch: any device, float64-able, never optimised."""
 
 from fastseg.ops.reference.masked_bce import masked_bce_map_reference, masked_bce_reference
+from fastseg.ops.reference.patch_entropy import patch_entropy_reference
 
-__all__ = ["masked_bce_map_reference", "masked_bce_reference"]
+__all__ = ["masked_bce_map_reference", "masked_bce_reference", "patch_entropy_reference"]
