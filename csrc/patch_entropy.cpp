@@ -70,6 +70,8 @@ Prepared prepare(const Tensor& values, const OptionalTensor& mask, const Shape& 
   inputs.batch = batch;
   inputs.channels = channels;
   inputs.min_count = std::max<int64_t>(min_count, 1);
+  check(std::max(patch_entropy_cell_rows(inputs), 2 * batch * channels) < kUnsplit,
+        "confidence must have fewer than 2**31 - 1 rows of cells, got ", to_string(shape_of(values)));
   prepared.real = inputs.kind == ScalarKind::kFloat64 ? ScalarType::Double : ScalarType::Float;
   return prepared;
 }

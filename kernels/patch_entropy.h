@@ -32,10 +32,12 @@ struct PatchEntropyInputs {
   FASTSEG_HOST_DEVICE int64_t planes() const {
     return entropy_planes() + confidence_planes() + count_planes();
   }
-  // The count plane of an entropy or confidence plane.
+  // The count plane of an entropy or confidence plane, of which there are fewer than 2^31.
   FASTSEG_HOST_DEVICE int64_t count_plane(int64_t plane) const {
     const int64_t confidence = plane - entropy_planes();
-    const int64_t group = confidence < 0 ? plane : categorical ? confidence / channels : confidence;
+    const int64_t group = confidence < 0 ? plane
+                          : categorical  ? int64_t(uint32_t(confidence) / uint32_t(channels))
+                                         : confidence;
     return entropy_planes() + confidence_planes() + group;
   }
   FASTSEG_HOST_DEVICE int64_t voxels() const { return int64_t(axis[0].size) * axis[1].size * axis[2].size; }

@@ -18,8 +18,9 @@ struct WindowAxis {
   int32_t windows;              // only those that fit
   int32_t head, tail;           // voxels; where windows do not touch, the gap between them is no cell
   int32_t head_parts, tail_parts;
-  int32_t per_stride;  // cells from one window's begin to the next one's
-  int32_t per_window;  // cells of a window
+  int32_t head_length, tail_length;  // of their parts, but the last one's, which is at most that
+  int32_t per_stride;                // cells from one window's begin to the next one's
+  int32_t per_window;                // cells of a window
   int32_t cells;
 
   // The first voxel of a cell, and one past its last.
@@ -42,8 +43,9 @@ struct WindowAxis {
 
  private:
   FASTSEG_HOST_DEVICE int32_t edge(int32_t part) const {
-    if (part <= head_parts) return part == 0 ? 0 : int32_t(int64_t(part) * head / head_parts);
-    return head + int32_t(int64_t(part - head_parts) * tail / tail_parts);
+    const int32_t head_edge = part * head_length, tail_edge = head + (part - head_parts) * tail_length;
+    if (part <= head_parts) return head_edge < head ? head_edge : head;
+    return tail_edge < stride ? tail_edge : stride;
   }
 };
 
@@ -58,6 +60,8 @@ inline WindowAxis make_window_axis(int64_t size, int64_t patch, int64_t stride, 
   axis.tail = int32_t(stride >= patch ? 0 : stride - axis.head);
   axis.head_parts = int32_t((axis.head + longest_cell - 1) / longest_cell);
   axis.tail_parts = int32_t((axis.tail + longest_cell - 1) / longest_cell);
+  axis.head_length = axis.head_parts == 0 ? 0 : (axis.head - 1) / axis.head_parts + 1;
+  axis.tail_length = axis.tail_parts == 0 ? 0 : (axis.tail - 1) / axis.tail_parts + 1;
   axis.per_stride = axis.head_parts + axis.tail_parts;
   axis.per_window = (stride >= patch ? 0 : int32_t(patch / stride) * axis.per_stride) + axis.head_parts;
   axis.cells = axis.windows == 0 ? 0 : (axis.windows - 1) * axis.per_stride + axis.per_window;

@@ -3,5 +3,13 @@
 
 from fastseg.ops.reference.masked_bce import masked_bce_map_reference, masked_bce_reference
 from fastseg.ops.reference.patch_entropy import patch_entropy_reference
+from fastseg.ops.reference.patch_entropy_crops import extract_patches_reference
+from fastseg.ops.reference.patch_entropy_sampling import sample_patches_reference
 
-__all__ = ["masked_bce_map_reference", "masked_bce_reference", "patch_entropy_reference"]
+__all__ = [
+    "extract_patches_reference",
+    "masked_bce_map_reference",
+    "masked_bce_reference",
+    "patch_entropy_reference",
+    "sample_patches_reference",
+]
