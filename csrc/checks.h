@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What the glue of every op shares: checks that name the argument, layouts, and the current CUDA stream.
+// What the glue of every op shares: checks that name the argument, layouts, allocation, the CUDA stream.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -14,6 +14,12 @@
 #include <stdexcept>
 #include <string>
 #include <vector>
+
+#include "masked_bce.h"  // ScalarKind
+
+#if defined(FASTSEG_WITH_CUDA)
+#include <cuda_runtime_api.h>
+#endif
 
 namespace fastseg {
 
@@ -66,6 +72,31 @@ inline void check_floating(const char* name, const Tensor& tensor) {
         torch::headeronly::toString(tensor.scalar_type()));
 }
 
+inline bool is_byte(const Tensor& tensor) {
+  return tensor.scalar_type() == ScalarType::Byte || tensor.scalar_type() == ScalarType::Bool;
+}
+
+// What the kernels call the dtype; bytes and bools are kUint8.
+inline ScalarKind kind_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return ScalarKind::kFloat32;
+    case ScalarType::Double:
+      return ScalarKind::kFloat64;
+    case ScalarType::BFloat16:
+      return ScalarKind::kBFloat16;
+    case ScalarType::Half:
+      return ScalarKind::kFloat16;
+    default:
+      return ScalarKind::kUint8;
+  }
+}
+
+inline Tensor empty_on(const Tensor& like, const Shape& shape, ScalarType type,
+                       MemoryFormat format = MemoryFormat::Contiguous) {
+  return torch::stable::empty(shape, type, std::nullopt, like.device(), std::nullopt, format);
+}
+
 // Whether the elements lie channels last without gaps. Strides along axes of size 1 say nothing.
 inline bool is_channels_last(const Tensor& tensor) {
   if (tensor.dim() != 4 && tensor.dim() != 5) return false;
@@ -93,6 +124,14 @@ inline void* current_cuda_stream(int32_t device_index) {
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_index, &stream));
   return stream;
+}
+
+inline cudaStream_t stream_of(const Tensor& tensor) {
+  return static_cast<cudaStream_t>(current_cuda_stream(tensor.get_device_index()));
+}
+
+inline void check_launch(const char* op, cudaError_t status) {
+  check(status == cudaSuccess, op, ": CUDA launch failed: ", cudaGetErrorString(status));
 }
 #endif
 

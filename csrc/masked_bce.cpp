@@ -8,33 +8,10 @@
 
 #include "checks.h"
 
-#if defined(FASTSEG_WITH_CUDA)
-#include <cuda_runtime_api.h>
-#endif
-
 namespace fastseg {
 namespace {
 
 namespace stable = torch::stable;
-
-ScalarKind kind_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return ScalarKind::kFloat32;
-    case ScalarType::Double:
-      return ScalarKind::kFloat64;
-    case ScalarType::BFloat16:
-      return ScalarKind::kBFloat16;
-    case ScalarType::Half:
-      return ScalarKind::kFloat16;
-    default:
-      return ScalarKind::kUint8;
-  }
-}
-
-bool is_byte(const Tensor& tensor) {
-  return tensor.scalar_type() == ScalarType::Byte || tensor.scalar_type() == ScalarType::Bool;
-}
 
 ScalarType loss_type(const Tensor& logits) {
   return logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
@@ -114,11 +91,6 @@ Prepared prepare(const Tensor& logits, const Tensor& target, const OptionalTenso
   return prepared;
 }
 
-Tensor empty_on(const Tensor& like, const Shape& shape, ScalarType type,
-                MemoryFormat format = MemoryFormat::Contiguous) {
-  return stable::empty(shape, type, std::nullopt, like.device(), std::nullopt, format);
-}
-
 BceNormalize normalize_of(int64_t normalize) {
   check(normalize >= 0 && normalize <= int64_t(BceNormalize::kSum),
         "normalize must be 0 (voxels), 1 (weight), 2 (terms) or 3 (sum), got ", normalize);
@@ -186,14 +158,6 @@ Tensor masked_bce_backward_cpu_op(const Tensor& grad, const Tensor& logits, cons
 }
 
 #if defined(FASTSEG_WITH_CUDA)
-void check_launch(cudaError_t status) {
-  check(status == cudaSuccess, "masked_bce: CUDA launch failed: ", cudaGetErrorString(status));
-}
-
-cudaStream_t stream_of(const Tensor& tensor) {
-  return static_cast<cudaStream_t>(current_cuda_stream(tensor.get_device_index()));
-}
-
 std::tuple<Tensor, Tensor> masked_bce_cuda(const Tensor& logits, const Tensor& target,
                                            const OptionalTensor& mask, const OptionalTensor& weight,
                                            const OptionalTensor& pos_weight, double pseudo_weight,
@@ -204,9 +168,9 @@ std::tuple<Tensor, Tensor> masked_bce_cuda(const Tensor& logits, const Tensor& t
   Tensor loss = empty_on(logits, {}, loss_type(logits));
   Tensor stats = empty_on(logits, {kStatsSize}, ScalarType::Double);
   Tensor partials = empty_on(logits, {kMaskedBceMaxBlocks, sizeof(MaskedBceSums) / 8}, ScalarType::Double);
-  check_launch(masked_bce_forward_cuda(prepared.inputs, mode,
-                                       static_cast<MaskedBceSums*>(partials.data_ptr()), loss.data_ptr(),
-                                       static_cast<double*>(stats.data_ptr()), stream_of(logits)));
+  check_launch("masked_bce", masked_bce_forward_cuda(
+                                 prepared.inputs, mode, static_cast<MaskedBceSums*>(partials.data_ptr()),
+                                 loss.data_ptr(), static_cast<double*>(stats.data_ptr()), stream_of(logits)));
   return {loss, stats};
 }
 
@@ -216,7 +180,7 @@ Tensor masked_bce_map_cuda_op(const Tensor& logits, const Tensor& target, const 
   const stable::accelerator::DeviceGuard guard(logits.get_device_index());
   const Prepared prepared = prepare(logits, target, mask, weight, pos_weight, pseudo_weight);
   Tensor loss_map = empty_on(logits, shape_of(logits), logits.scalar_type(), prepared.format);
-  check_launch(masked_bce_map_cuda(prepared.inputs, loss_map.data_ptr(), stream_of(logits)));
+  check_launch("masked_bce", masked_bce_map_cuda(prepared.inputs, loss_map.data_ptr(), stream_of(logits)));
   return loss_map;
 }
 
@@ -229,8 +193,8 @@ Tensor masked_bce_backward_cuda_op(const Tensor& grad, const Tensor& logits, con
   const Tensor prepared_grad = prepare_grad(prepared, grad);
   const MaskedBceUpstream upstream = upstream_of(prepared, prepared_grad, scale);
   Tensor grad_logits = empty_on(logits, shape_of(logits), logits.scalar_type(), prepared.format);
-  check_launch(
-      masked_bce_backward_cuda(prepared.inputs, upstream, grad_logits.data_ptr(), stream_of(logits)));
+  check_launch("masked_bce", masked_bce_backward_cuda(prepared.inputs, upstream, grad_logits.data_ptr(),
+                                                      stream_of(logits)));
   return grad_logits;
 }
 #endif

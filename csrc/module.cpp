@@ -36,6 +36,7 @@ PYBIND11_MODULE(_C, module) {
 #endif
         py::dict ops;
         ops["masked_bce"] = devices;
+        ops["patch_entropy"] = devices;
         ops["region_contrast"] = py::make_tuple("cpu");  // and Triton's devices, added from Python
         info["ops"] = ops;
         return info;

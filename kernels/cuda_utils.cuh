@@ -12,6 +12,8 @@
 #include <tuple>
 #include <type_traits>
 
+#include "masked_bce.h"  // ScalarKind
+
 namespace fastseg {
 
 // In place of <<<>>>, which only nvcc parses. Arguments are converted to the kernel's parameter types.
@@ -81,6 +83,45 @@ __device__ __forceinline__ T from_real(Real value) {
   } else {
     return T(value);
   }
+}
+
+template <class T>
+using RealOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+template <class T>
+constexpr int kLanes = 16 / sizeof(T);
+
+// Calls run with a value of the type that a floating kind means.
+template <class Run>
+cudaError_t with_type(ScalarKind kind, Run run) {
+  switch (kind) {
+    case ScalarKind::kFloat32:
+      return run(float());
+    case ScalarKind::kFloat64:
+      return run(double());
+    case ScalarKind::kBFloat16:
+      return run(__nv_bfloat16());
+    case ScalarKind::kFloat16:
+      return run(__half());
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+__device__ __forceinline__ int64_t quotient(int64_t index, int64_t divisor) {
+  // 64-bit division takes about 100 instructions, 32-bit division 20.
+  return (index | divisor) >> 32 ? index / divisor : int64_t(uint32_t(index) / uint32_t(divisor));
+}
+
+template <class Real, class T, int kCount>
+__device__ __forceinline__ void read_lanes(const void* values, int64_t at, Real (&out)[kCount]) {
+  const auto lanes = *reinterpret_cast<const Lanes<T, kCount>*>(static_cast<const T*>(values) + at);
+  for (int i = 0; i < kCount; ++i) out[i] = to_real<Real>(lanes.value[i]);
+}
+
+template <int kCount>
+__device__ __forceinline__ Lanes<uint8_t, kCount> read_bytes(const void* values, int64_t at) {
+  return *reinterpret_cast<const Lanes<uint8_t, kCount>*>(static_cast<const uint8_t*>(values) + at);
 }
 
 // The sums of several values over the block, valid in thread 0. Always in the same order, so repeatable.

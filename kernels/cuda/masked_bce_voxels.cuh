@@ -12,12 +12,6 @@ constexpr int kThreads = 256;
 constexpr int kVectorsPerThread = 4;  // in a full tile
 constexpr int kBlocksPerProcessor = 8;
 
-template <class T>
-using RealOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-template <class T>
-constexpr int kLanes = 16 / sizeof(T);
-
 // Elements are cut into rows, and rows into tiles of which a block takes every gridDim-th. Where channels
 // share the mask, the weight or a pos_weight, a row is one channel of one sample, else all there is. Within a
 // tile, thread t takes the vectors t, t + kThreads, ... and then the elements after the last whole vector.
@@ -43,22 +37,6 @@ Tiling make_tiling(const MaskedBceInputs& in, const void* map) {
   tiling.vectors = !tiling.interleaved && (one_row || in.inner % kLanes<T> == 0) && is_aligned(in.logits) &&
                    is_aligned(in.target) && is_aligned(in.mask) && is_aligned(in.weight) && is_aligned(map);
   return tiling;
-}
-
-__device__ __forceinline__ int64_t quotient(int64_t index, int64_t divisor) {
-  // 64-bit division takes about 100 instructions, 32-bit division 20.
-  return (index | divisor) >> 32 ? index / divisor : int64_t(uint32_t(index) / uint32_t(divisor));
-}
-
-template <class Real, class T, int kCount>
-__device__ __forceinline__ void read_lanes(const void* values, int64_t at, Real (&out)[kCount]) {
-  const auto lanes = *reinterpret_cast<const Lanes<T, kCount>*>(static_cast<const T*>(values) + at);
-  for (int i = 0; i < kCount; ++i) out[i] = to_real<Real>(lanes.value[i]);
-}
-
-template <int kCount>
-__device__ __forceinline__ Lanes<uint8_t, kCount> read_bytes(const void* values, int64_t at) {
-  return *reinterpret_cast<const Lanes<uint8_t, kCount>*>(static_cast<const uint8_t*>(values) + at);
 }
 
 // The kind is the same for all threads, so the switch does not diverge.

@@ -8,12 +8,17 @@ from fastseg._C import build_info
 from fastseg.ops import (
     BCETerms,
     ContrastRows,
+    PatchSamples,
+    WindowEntropy,
+    extract_patches,
     gather_rows,
     masked_weighted_bce,
     masked_weighted_bce_across_ranks,
     masked_weighted_bce_terms,
+    patch_entropy,
     region_contrast,
     region_contrast_rows,
+    sample_patches,
     sharded_region_contrast,
 )
 
@@ -22,14 +27,19 @@ __version__ = _version("fastseg")
 __all__ = [
     "BCETerms",
     "ContrastRows",
+    "PatchSamples",
+    "WindowEntropy",
     "__version__",
     "build_info",
+    "extract_patches",
     "gather_rows",
     "masked_weighted_bce",
     "masked_weighted_bce_across_ranks",
     "masked_weighted_bce_terms",
     "nn",
+    "patch_entropy",
     "region_contrast",
     "region_contrast_rows",
+    "sample_patches",
     "sharded_region_contrast",
 ]

@@ -3,17 +3,25 @@
 
 from fastseg.ops.masked_bce import BCETerms, masked_weighted_bce, masked_weighted_bce_terms
 from fastseg.ops.masked_bce_across_ranks import masked_weighted_bce_across_ranks
+from fastseg.ops.patch_entropy import WindowEntropy, patch_entropy
+from fastseg.ops.patch_entropy_crops import extract_patches
+from fastseg.ops.patch_entropy_sampling import PatchSamples, sample_patches
 from fastseg.ops.region_contrast import ContrastRows, region_contrast, region_contrast_rows
 from fastseg.ops.region_contrast_sharded import gather_rows, sharded_region_contrast
 
 __all__ = [
     "BCETerms",
     "ContrastRows",
+    "PatchSamples",
+    "WindowEntropy",
+    "extract_patches",
     "gather_rows",
     "masked_weighted_bce",
     "masked_weighted_bce_across_ranks",
     "masked_weighted_bce_terms",
+    "patch_entropy",
     "region_contrast",
     "region_contrast_rows",
+    "sample_patches",
     "sharded_region_contrast",
 ]

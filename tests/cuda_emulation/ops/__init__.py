@@ -8,8 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..build import ROOT, build
 from ..emulator import Emulated
 from .masked_bce import MaskedBCE
+from .patch_entropy import PatchEntropyOps
 
-OPS = (MaskedBCE,)
+OPS = (MaskedBCE, PatchEntropyOps)
 
 
 class _Every:

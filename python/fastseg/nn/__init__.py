@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The ops as modules: parameters and a call."""
+
+from fastseg.nn.masked_bce import MaskedWeightedBCE
+from fastseg.nn.patch_entropy import PatchSampler
+from fastseg.nn.region_contrast import RegionContrast
+
+__all__ = ["MaskedWeightedBCE", "PatchSampler", "RegionContrast"]
