@@ -187,29 +187,24 @@ def main():
 
 
 def render(results, options):
+    rounds = max(map(len, results.values()))
     lines = [
-        f"{platform.processor() or platform.machine()}, {options.workers} workers, "
-        f"{max(map(len, results.values()))} rounds of {options.seconds:.0f} s, medians; patches {PATCH} with labels, batch {BATCH}, chunks {CHUNKS}",
+        f"{platform.processor() or platform.machine()}, {options.workers} workers, {rounds} rounds of "
+        f"{options.seconds:.0f} s, medians; patches {PATCH} with labels, batch {BATCH}, chunks {CHUNKS}",
         "",
         "| format | loader | version | patches/s | fastseg is faster by |",
         "|---|---|---|---|---|",
     ]
-    for form in options.format:
-        rates = {
-            name: statistics.median(r["rate"] for r in results[form, name])
-            for name in options.contestant
-            if all("rate" in r for r in results[form, name])
-        }
-        for name in options.contestant:
-            if name not in rates:
-                reason = next(r["reason"] for r in results[form, name] if "reason" in r)
-                lines.append(f"| {form} | {name} | | {reason} | |")
-                continue
-            best = rates.get("fastseg")
-            factor = f"{best / rates[name]:.1f}x" if best and name != "fastseg" else ""
-            lines.append(
-                f"| {form} | {name} | {results[form, name][0]['version']} | {rates[name]:.0f} | {factor} |"
-            )
+    best = {}
+    for (form, name), found in results.items():
+        reason = next((r["reason"] for r in found if "reason" in r), None)
+        if reason is not None:
+            lines.append(f"| {form} | {name} | | {reason} | |")
+            continue
+        rate = statistics.median(r["rate"] for r in found)
+        best.setdefault(form, rate if name == "fastseg" else None)
+        factor = f"{best[form] / rate:.1f}x" if best[form] and name != "fastseg" else ""
+        lines.append(f"| {form} | {name} | {found[0]['version']} | {rate:.0f} | {factor} |")
     return "\n".join(lines)
 
 

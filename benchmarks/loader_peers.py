@@ -6,8 +6,6 @@ labels in the second, both flipped at random along every axis. ImportError: not 
 this format. Each runs in a process of its own.
 """
 
-import itertools
-
 import numpy as np
 
 RAW, LABEL = "raw", "label"
@@ -37,14 +35,14 @@ class WholeVolume:
     def __call__(self, path):
         import torch
 
-        return torch.from_numpy(np.asarray(open_array(str(path), self.key)[:])[None]), None
+        volume = np.asarray(open_array(str(path), self.key)[:])[None]
+        return torch.from_numpy(volume.astype(np.float32) if self.key == RAW else volume), None
 
 
-def monai(files, patch, batch, workers):
-    """A reading transform that crops while it reads, then the flips, composed lazily.
+def monai(files, patch, batch, workers, lazy=True):
+    """A reading transform of our own that crops while it reads, as MONAI's readers read whole volumes; then its flips.
 
-    MONAI reads whole volumes; for those that do not fit its documentation says to write such a transform. Files
-    stay open in each worker. Patches per second are the same with ``lazy=False``.
+    Files stay open in each worker.
     """
     from monai.data import DataLoader, Dataset
     from monai.transforms import Compose, MapTransform, RandFlipd, Randomizable, ScaleIntensityRanged
@@ -65,14 +63,17 @@ def monai(files, patch, batch, workers):
 
     flips = [RandFlipd(keys=(RAW, LABEL), prob=0.5, spatial_axis=axis) for axis in range(3)]
     scale = ScaleIntensityRanged(keys=RAW, a_min=0, a_max=255, b_min=0, b_max=1)
-    transform = Compose([ReadCropd(), *flips, scale], lazy=True)
+    transform = Compose([ReadCropd(), *flips, scale], lazy=lazy)
     dataset = Dataset([{"path": path} for path in files] * 512, transform)
     loader = DataLoader(dataset, batch_size=batch, shuffle=True, num_workers=workers, persistent_workers=True)
     return ((b[RAW], b[LABEL]) for b in endless(lambda: loader))
 
 
 def torchio(files, patch, batch, workers, samples_per_volume=10):
-    """Its queue, with the lengths of its example: 10 patches of each volume that is read, 300 in the queue."""
+    """Its queue, with the lengths of its example: 10 patches of each volume that is read, 300 in the queue.
+
+    Volumes are flipped whole and not scaled.
+    """
     import torchio as tio
 
     subjects = tio.SubjectsDataset(
@@ -84,7 +85,7 @@ def torchio(files, patch, batch, workers, samples_per_volume=10):
             for path in files
         ]
         * 8,
-        transform=tio.Compose([tio.RandomFlip(axes=(0, 1, 2)), tio.RescaleIntensity((0, 1))]),
+        transform=tio.RandomFlip(axes=(0, 1, 2)),
     )
     queue = tio.Queue(subjects, 300, samples_per_volume, tio.data.UniformSampler(patch), num_workers=workers)
     loader = tio.SubjectsLoader(queue, batch_size=batch, num_workers=0)
@@ -137,7 +138,8 @@ def torch_em(files, patch, batch, workers):
 
 
 PEERS = {
-    "MONAI": monai,
+    "MONAI": lambda *job: monai(*job, lazy=False),
+    "MONAI, lazy transforms": monai,
     "TorchIO": torchio,
     "TorchIO, 60 patches of a volume": lambda *job: torchio(*job, samples_per_volume=60),
     "pytorch-3dunet": pytorch_3dunet,
@@ -150,7 +152,3 @@ def version(name):
     from importlib.metadata import version
 
     return version(PACKAGES[name.split(",")[0]])
-
-
-def first(batches, count):
-    return itertools.islice(batches, count)
