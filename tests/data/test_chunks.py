@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastseg.data.chunks import ChunkCache, offers_chunks
+from fastseg.data.cache import ChunkCache
+from fastseg.data.chunks import offers_chunks
 from fastseg.data.hdf5 import Hdf5Source
 from fastseg.data.volumes import open_volume
 from fastseg.errors import InputError

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from fastseg.data.chunks import ChunkCache
+from fastseg.data.cache import ChunkCache
 from fastseg.data.volumes import Box, Volume, require_finite
 from fastseg.errors import InputError
 

@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from concurrent.futures import Future
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +17,9 @@ import numpy as np
 class _Forked(Protocol):
     def after_fork(self) -> None: ...
 
+
+# What an entry of a cache takes beside its array, about; it bounds the number of chunks never written.
+_ENTRY_BYTES = 512
 
 # A lock that another thread of the parent held during the fork would stay locked in the child for ever.
 _locked: weakref.WeakSet[_Forked] = weakref.WeakSet()
@@ -27,8 +31,12 @@ def renew_after_fork(owner: _Forked) -> None:
     _locked.add(owner)
 
 
-class ByteCache:
-    """Least recently used arrays up to a number of bytes; decoding happens outside the lock."""
+class ChunkCache:
+    """Decoded chunks shared by threads, the least recently used dropped first.
+
+    Holds at most ``most_bytes``, always the last one included. A chunk that two threads ask for at the same time
+    is decoded by one of them, outside the lock; the other waits. Copies made by pickle and forks begin empty.
+    """
 
     def __init__(self, most_bytes: int) -> None:
         self.most_bytes = most_bytes
@@ -36,26 +44,45 @@ class ByteCache:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
+        self.decoded = 0  # chunks, for those who look for the reason of a slow loader
         self._held = 0
-        self._arrays: OrderedDict[Hashable, np.ndarray] = OrderedDict()
+        self._chunks: OrderedDict[Hashable, np.ndarray | None] = OrderedDict()
+        self._coming: dict[Hashable, Future[np.ndarray | None]] = {}
         self._lock = threading.Lock()
 
-    def get(self, key: Hashable, decode: Callable[[], np.ndarray]) -> np.ndarray:
+    def get(self, key: Hashable, load: Callable[[], np.ndarray | None]) -> np.ndarray | None:
         with self._lock:
-            if key in self._arrays:
-                self._arrays.move_to_end(key)
-                return self._arrays[key]
-        array = decode()
+            if key in self._chunks:
+                self._chunks.move_to_end(key)
+                return self._chunks[key]
+            coming = self._coming.get(key)
+            if coming is None:
+                mine = self._coming[key] = Future()
+        if coming is not None:
+            return coming.result()
+        try:
+            chunk = load()
+        except BaseException as error:
+            with self._lock:
+                del self._coming[key]
+            mine.set_exception(error)
+            raise
         with self._lock:
-            if key not in self._arrays:
-                self._arrays[key] = array
-                self._held += array.nbytes
-            while self._held > self.most_bytes and len(self._arrays) > 1:
-                self._held -= self._arrays.popitem(last=False)[1].nbytes
-        return array
+            del self._coming[key]
+            self.decoded += 1
+            self._chunks[key] = chunk
+            self._held += _size(chunk)
+            while self._held > self.most_bytes and len(self._chunks) > 1:
+                self._held -= _size(self._chunks.popitem(last=False)[1])
+        mine.set_result(chunk)
+        return chunk
 
     def __getstate__(self) -> dict[str, Any]:
         return {"most_bytes": self.most_bytes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        ByteCache.__init__(self, state["most_bytes"])
+        ChunkCache.__init__(self, state["most_bytes"])
+
+
+def _size(chunk: np.ndarray | None) -> int:
+    return _ENTRY_BYTES + (0 if chunk is None else chunk.nbytes)

@@ -8,61 +8,56 @@ written, and ``decode(stored)`` gives the array of a whole chunk, of fill values
 from __future__ import annotations
 
 import itertools
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from concurrent.futures import Future
+import os
+from typing import Any
 
 import numpy as np
 
+from fastseg.data.cache import ChunkCache
 from fastseg.data.sources import Slices, Source, describe_box, reason
 from fastseg.errors import InputError
 
-# What an entry of the cache takes beside its array, about; it bounds the number of chunks never written.
-_ENTRY_BYTES = 512
+# As for HDF5: a few patches' chunks, so that reading slice by slice decodes each chunk once.
+_CACHE_BYTES = 64 << 20
 
 
-class ChunkCache:
-    """Decoded chunks shared by threads, the least recently used dropped first.
+class ChunkedSource(Source):
+    """A source that hands out single chunks: their bytes, and what these decode to.
 
-    Holds at most ``most_bytes``, always the last one included. A chunk that two threads ask for at the same time
-    is decoded by one of them; the other waits.
+    Both may be called from any thread and in forked processes: there is no handle, no lock around reading or
+    decoding, and no thread behind it.
     """
 
-    def __init__(self, most_bytes: int) -> None:
-        self.most_bytes = most_bytes
-        self.decoded = 0  # chunks, for those who look for the reason of a slow loader
-        self._held = 0
-        self._chunks: OrderedDict[Hashable, np.ndarray | None] = OrderedDict()
-        self._coming: dict[Hashable, Future[np.ndarray | None]] = {}
-        self._lock = threading.Lock()
+    chunks: tuple[int, ...]
+    fill: Any
 
-    def get(self, key: Hashable, load: Callable[[], np.ndarray | None]) -> np.ndarray | None:
-        with self._lock:
-            if key in self._chunks:
-                self._chunks.move_to_end(key)
-                return self._chunks[key]
-            coming = self._coming.get(key)
-            if coming is None:
-                mine = self._coming[key] = Future()
-        if coming is not None:
-            return coming.result()
-        try:
-            chunk = load()
-        except BaseException as error:
-            with self._lock:
-                del self._coming[key]
-            mine.set_exception(error)
-            raise
-        with self._lock:
-            del self._coming[key]
-            self.decoded += 1
-            self._chunks[key] = chunk
-            self._held += _size(chunk)
-            while self._held > self.most_bytes and len(self._chunks) > 1:
-                self._held -= _size(self._chunks.popitem(last=False)[1])
-        mine.set_result(chunk)
-        return chunk
+    def __init__(self) -> None:
+        super().__init__()
+        self._cache = ChunkCache(_CACHE_BYTES)
+
+    def open(self) -> Any:
+        return True
+
+    def chunk_bytes(self, index: tuple[int, ...]) -> bytes | None:
+        """The stored bytes of one chunk of the grid; None where it is absent, that is, all fill value."""
+        raise NotImplementedError
+
+    def undo(self, data: bytes) -> np.ndarray:
+        """The array that stored bytes decode to, with any error a codec may raise."""
+        raise NotImplementedError
+
+    def chunk_name(self, index: tuple[int, ...]) -> str:
+        """The file that holds a chunk."""
+        raise NotImplementedError
+
+    def decode(self, data: bytes | None) -> np.ndarray:
+        """A whole chunk, beyond the array's end too, in the file's dtype."""
+        return np.full(self.chunks, self.fill, self.dtype) if data is None else self.undo(data)
+
+    def read(self, slices: Slices) -> np.ndarray:
+        out = np.empty([s.stop - s.start for s in slices], self.dtype.newbyteorder("="))
+        read_chunked(self, slices, out, self._cache)
+        return out
 
 
 def offers_chunks(source: Source) -> bool:
@@ -94,12 +89,26 @@ def _load(source: Source, index: tuple[int, ...]) -> np.ndarray | None:
         return None if stored is None else source.decode(stored)
     except InputError:
         raise
-    except (OSError, RuntimeError, ValueError) as error:
-        assert source.chunks is not None
-        extent = zip(index, source.chunks, source.shape, strict=True)
-        box = tuple(slice(i * c, min((i + 1) * c, n)) for i, c, n in extent)
-        raise InputError(f"{source.name} cannot be read at {describe_box(box)}: {reason(error)}") from error
+    except Exception as error:  # half a dozen libraries decode, each with errors of its own
+        if isinstance(source, ChunkedSource):
+            place = f": chunk {index} in {source.chunk_name(index)} is damaged"
+        else:
+            assert source.chunks is not None
+            extent = zip(index, source.chunks, source.shape, strict=True)
+            place = f" at {describe_box(tuple(slice(i * c, min((i + 1) * c, n)) for i, c, n in extent))}"
+        raise InputError(f"{source.name} cannot be read{place}: {reason(error)}") from error
 
 
-def _size(chunk: np.ndarray | None) -> int:
-    return _ENTRY_BYTES + (0 if chunk is None else chunk.nbytes)
+def read_file(path: str, name: str, offset: int = 0, size: int = -1) -> bytes | None:
+    """A file's bytes, the last ones for a negative offset; None if there is no file."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            length = os.fstat(file.fileno()).st_size
+            start = min(offset, length) if offset >= 0 else max(length + offset, 0)
+            file.seek(start)
+            # Sizes come from files that may be damaged: never more than there is.
+            return file.read(length - start if size < 0 else min(size, length - start))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"{name} cannot be read: {path}: {reason(error)}") from error

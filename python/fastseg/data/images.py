@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fastseg.data.cache import ByteCache
+from fastseg.data.cache import ChunkCache
 from fastseg.data.sources import Slices, Source, reason
 from fastseg.data.tiff import TIFF_SUFFIXES
 from fastseg.errors import InputError
@@ -32,7 +32,7 @@ class FolderSource(Source):
         )
         if not self.paths:
             raise InputError(f"{pattern} matches no image ({', '.join(IMAGE_SUFFIXES)})")
-        self._cache = ByteCache(_CACHE_BYTES)
+        self._cache = ChunkCache(_CACHE_BYTES)
         first = self._decode(self.paths[0])
         self.slice_shape, self.dtype = first.shape, first.dtype
         self.shape = (len(self.paths), *first.shape)

@@ -14,7 +14,7 @@ import torch
 
 from fastseg.data.annotations import IGNORED, AnnotatedVolume
 from fastseg.data.buffers import Batch, Buffer, BufferRing
-from fastseg.data.chunks import ChunkCache
+from fastseg.data.cache import ChunkCache
 from fastseg.data.intensity import Intensity
 from fastseg.data.patches import PatchSampler
 from fastseg.data.volumes import Box

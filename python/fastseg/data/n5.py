@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastseg.data import codecs
-from fastseg.data.chunked import ChunkedSource, read_file
+from fastseg.data.chunks import ChunkedSource, read_file
 from fastseg.data.sources import MICROMETRES, attribute_voxel_size, guess_axes, listing, reason
 from fastseg.errors import InputError
 

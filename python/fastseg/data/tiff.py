@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from fastseg.data.cache import ByteCache
-from fastseg.data.chunked import read_file
+from fastseg.data.cache import ChunkCache
+from fastseg.data.chunks import read_file
 from fastseg.data.sources import MICROMETRES, Slices, Source, describe_box, guess_axes, reason
 from fastseg.errors import InputError
 
@@ -38,7 +38,7 @@ class TiffSource(Source):
             raise
         except Exception as error:  # damaged tags raise whatever tifffile stumbles over
             raise InputError(f"{path} cannot be opened as TIFF: {reason(error)}") from error
-        self._cache = ByteCache(_CACHE_BYTES)
+        self._cache = ChunkCache(_CACHE_BYTES)
 
     def after_fork(self) -> None:
         super().after_fork()

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from fastseg.data.chunks import ChunkCache, offers_chunks, read_chunked
+from fastseg.data.cache import ChunkCache
+from fastseg.data.chunks import offers_chunks, read_chunked
 from fastseg.data.hdf5 import HDF5_SUFFIXES, Hdf5Source
 from fastseg.data.images import IMAGE_SUFFIXES, FolderSource
 from fastseg.data.n5 import N5_SUFFIXES, N5Source, is_n5

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from fastseg.data import codecs
-from fastseg.data.cache import ByteCache
-from fastseg.data.chunked import ChunkedSource, read_file
+from fastseg.data.cache import ChunkCache
+from fastseg.data.chunks import ChunkedSource, read_file
 from fastseg.data.ngff import array_axes, array_voxel_size, choose_array
 from fastseg.data.sources import guess_axes, reason
 from fastseg.data.zarr_metadata import ArrayLayout, parse_array, read_node
@@ -52,7 +52,7 @@ class ZarrSource(ChunkedSource):
         self.fill = self.layout.fill
         self.axes = array_axes(node, image, len(self.shape)) or guess_axes(len(self.shape))
         self.voxel_size = array_voxel_size(node, image, self.axes)
-        self._indexes = ByteCache(_INDEX_BYTES)
+        self._indexes = ChunkCache(_INDEX_BYTES)
 
     def chunk_name(self, index: tuple[int, ...]) -> str:
         return os.path.join(self.folder, self.layout.key(self._shard_of(index)))
