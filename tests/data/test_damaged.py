@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numcodecs
@@ -120,4 +121,23 @@ def test_a_loop_of_tiff_pages_ends(tmp_path: Path) -> None:
     content[after : after + 4] = content[4:8]  # the first page follows itself
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"v\.tif"):
+        open_volume(path)[:]
+
+
+@pytest.mark.parametrize(
+    ("variant", "change"),
+    [
+        ("zarr2-zlib", lambda data: data[:-2]),  # all of the values, not all of their checksum
+        ("zarr2-zlib", lambda data: data + b"x"),
+        ("zarr2-blosc", lambda data: data + b"x"),
+        ("zarr2-blosc", lambda data: data[:10]),
+    ],
+)
+def test_compressed_chunks_of_another_length_are_named(
+    tmp_path: Path, variant: str, change: Callable[[bytes], bytes]
+) -> None:
+    path = write(tmp_path, VARIANTS[variant][0], ARRAY)
+    chunk = tmp_path / "v.zarr/a/raw/1.2.0"
+    chunk.write_bytes(change(chunk.read_bytes()))
+    with pytest.raises(InputError, match=r"chunk \(1, 2, 0\) in .*raw/1\.2\.0 is damaged: its"):
         open_volume(path)[:]

@@ -302,3 +302,21 @@ def test_absent_filters_are_named(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert "v.h5:/raw is compressed by the HDF5 filter 32001 (blosc)" in done.stderr.replace("'", "")
     assert "pip install hdf5plugin" in done.stderr
+
+
+def test_locks_held_during_a_fork_do_not_stop_the_child(tmp_path: Path) -> None:
+    case = Case("zarr2", "<u2", (4, 4, 4), {"separator": ".", "order": "C", "compressors": None})
+    path = write(tmp_path, case, values("u2", (4, 5, 6)))
+    script = (
+        "import os, signal, sys\nfrom fastseg.data.volumes import open_volume\n"
+        "volume = open_volume(sys.argv[1])\n"
+        "with volume.source._lock, volume.source._cache._lock:\n"
+        "    pid = os.fork()\n"
+        "    if not pid:\n"
+        "        signal.alarm(20)\n"
+        "        volume[:]\n"
+        "        os._exit(0)\n"
+        "sys.exit(os.waitpid(pid, 0)[1] != 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

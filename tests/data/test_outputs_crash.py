@@ -118,3 +118,23 @@ def test_an_output_that_was_being_replaced_is_put_back(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="other settings"):
         write(path, resume=True)
     assert np.array_equal(stored(path, "raw"), ARRAY)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kill_while_discarding_leaves_no_manifest_without_data(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"v.{kind}"
+    begin(path, finished=2)
+
+    def killed(folder: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write(path)
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == [f"v.{kind}.partial.removing"]
+    write(path, resume=True)
+    assert np.array_equal(stored(path, "raw"), ARRAY)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
