@@ -136,9 +136,8 @@ class Usage:
 
 
 def measure(case: str, capability: int, folder: Path) -> list[Usage]:
-    from triton.backends.nvidia.compiler import get_ptxas
-
     from fastseg.triton import region_contrast as module
+    from triton.backends.nvidia.compiler import get_ptxas
 
     ptxas = get_ptxas(capability).path
     usages = []
@@ -165,7 +164,9 @@ HEADER = f"{'case':24} {'kernel':18} registers shared B spill B"
 
 # All for the GPU with wgmma, and one of each kind for the others: every launch takes the compiler 1 to 2 s.
 TESTED = [(90, case) for case in CASES] + [
-    (capability, case) for capability in (80, 100) for case in ("bf16 128", "fp16 100 bank", "fp32 64 bank groups")
+    (capability, case)
+    for capability in (80, 100)
+    for case in ("bf16 128", "fp16 100 bank", "fp32 64 bank groups")
 ]
 
 

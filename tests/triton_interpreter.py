@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 import triton.language as tl
-from triton.runtime.interpreter import InterpreterBuilder
-
 from fastseg.triton import region_contrast as module
+from triton.runtime.interpreter import InterpreterBuilder
 
 # With float64, about the CPU kernel itself, or too slow.
 LEFT_OUT = (

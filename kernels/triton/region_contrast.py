@@ -9,8 +9,9 @@ import functools
 from dataclasses import dataclass
 
 import torch
-import triton
 from torch import Tensor
+
+import triton
 
 from .region_contrast_backward import contrast_gradient
 from .region_contrast_forward import PARTIALS, contrast_rows, measure_rows
@@ -41,7 +42,7 @@ def tiles(M: int, D: int, dtype: torch.dtype, tf32: bool, gpu: tuple[int, int], 
     processors, shared_memory = gpu
     wide = dtype == torch.float32
     precision = "tf32" if tf32 or not wide else "ieee"
-    plenty = M >= 128 * processors  # a block of 128 anchors for every processor
+    plenty = 128 * processors <= M  # a block of 128 anchors for every processor
     if wide:
         one_chunk = D <= 128 and (tf32 or backward)
         block_m, block_n, warps = 64, 32 if backward else 64, 8 if precision == "ieee" else 4
@@ -201,7 +202,9 @@ def _check_dtype(anchors: Tensor) -> None:
         )
 
 
-def _gradient(rows, ids, groups, others, other_ids, other_groups, measured, other_measured, self_offset, shared):
+def _gradient(
+    rows, ids, groups, others, other_ids, other_groups, measured, other_measured, self_offset, shared
+):
     """The gradient of `rows`; `shared` is what both sides' launches have in common."""
     M, D = rows.shape
     gradient = torch.empty_like(rows)
@@ -212,7 +215,11 @@ def _gradient(rows, ids, groups, others, other_ids, other_groups, measured, othe
     blocks, chunks = triton.cdiv(M, t.block_m), triton.cdiv(D, t.block_out)
     parts = max(1, min(2 * processors // blocks, chunks))
     chunks_out = triton.cdiv(chunks, parts)
-    sums = gradient if chunks_out == 1 or rows.dtype == torch.float32 else rows.new_empty((M, D), dtype=torch.float32)
+    sums = (
+        gradient
+        if chunks_out == 1 or rows.dtype == torch.float32
+        else rows.new_empty((M, D), dtype=torch.float32)
+    )
     pointers, numbers, options = shared
     contrast_gradient[(blocks, triton.cdiv(chunks, chunks_out))](
         rows,
@@ -271,7 +278,9 @@ def region_contrast_backward(
     need_bank,
 ):
     _check_dtype(anchors)
-    anchor_ids, bank_ids, anchor_groups, bank_groups = _lay_out(anchor_ids, bank_ids, anchor_groups, bank_groups)
+    anchor_ids, bank_ids, anchor_groups, bank_groups = _lay_out(
+        anchor_ids, bank_ids, anchor_groups, bank_groups
+    )
     anchors, bank, grad = _lay_out(anchors, bank, grad)
     absent = stats.new_empty((0,))
     # The kernel of the anchors, else that of the bank, sums up the gradient of the temperature besides.

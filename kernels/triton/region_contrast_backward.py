@@ -32,7 +32,9 @@ def one_minus_exp(x):
 
 
 @triton.jit
-def load_upstream(stats, grad, rows_counted, rows, M, ALL: tl.constexpr, MEAN: tl.constexpr, PER_ROW: tl.constexpr):
+def load_upstream(
+    stats, grad, rows_counted, rows, M, ALL: tl.constexpr, MEAN: tl.constexpr, PER_ROW: tl.constexpr
+):
     """Of anchors: log2 of the sum, and dL/dz of a positive as scale * e + offset, of a negative as scale * e."""
     inside = rows < M
     count = tl.load(stats + rows, mask=inside, other=0.0)
@@ -50,7 +52,9 @@ def load_upstream(stats, grad, rows_counted, rows, M, ALL: tl.constexpr, MEAN: t
     if ALL:
         single = count == 1.0
         pos_scale = tl.where(single, 0.0, neg_scale)
-        pos_offset = tl.where(single, -g * one_minus_exp(tl.where(single, excess, 0.0)), -g / tl.maximum(count, 1.0))
+        pos_offset = tl.where(
+            single, -g * one_minus_exp(tl.where(single, excess, 0.0)), -g / tl.maximum(count, 1.0)
+        )
     else:
         pos_scale = tl.zeros(rows.shape, tl.float32)
         pos_offset = -g / tl.maximum(count, 1.0)
@@ -161,7 +165,9 @@ def contrast_gradient(rows_a, ids_a, groups_a, rows_b, ids_b, groups_b, scale_a,
             if ONE_CHUNK:
                 columns = to
             else:
-                columns = load_rows(rows_b, others, id_others >= 0, first + tl.arange(0, BLOCK_OUT), D, EVEN_D)
+                columns = load_rows(
+                    rows_b, others, id_others >= 0, first + tl.arange(0, BLOCK_OUT), D, EVEN_D
+                )
             if rows_b.dtype.element_ty == tl.float16:
                 total = tl.dot(narrow, columns.to(tl.float32), total, input_precision="tf32")
             else:

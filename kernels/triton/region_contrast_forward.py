@@ -136,7 +136,9 @@ def losses_of_rows(rows, takes_part, shift, negatives, positives, positive_z, co
     weight = negatives + positives if ALL else negatives
     if ALL:
         # One positive: softplus of the negatives' log-sum-exp above it, all digits however small it is.
-        single = tl.where(negatives == 0.0, -INFINITY, above + tl.log2(tl.where(negatives == 0.0, 1.0, negatives)))
+        single = tl.where(
+            negatives == 0.0, -INFINITY, above + tl.log2(tl.where(negatives == 0.0, 1.0, negatives))
+        )
         softplus = tl.maximum(single, 0.0) * LN_2 + log1p_unit(tl.exp2(-tl.abs(single)))
         several = (above + tl.log2(weight / tl.maximum(count, 1.0))) * LN_2
         excess = tl.where(count == 1.0, softplus, several)
@@ -275,7 +277,9 @@ def contrast_rows(rows_a, ids_a, groups_a, rows_b, ids_b, groups_b, scale_a, off
             total, with_loss = 0.0, 0.0
             for begin in range(0, blocks, 256):
                 some = begin + tl.arange(0, 256)
-                total += tl.sum(tl.load(block_sums + some, mask=some < blocks, other=0.0, cache_modifier=".cg"))
+                total += tl.sum(
+                    tl.load(block_sums + some, mask=some < blocks, other=0.0, cache_modifier=".cg")
+                )
                 some += blocks
                 with_loss += tl.sum(
                     tl.load(block_sums + some, mask=some < 2 * blocks, other=0.0, cache_modifier=".cg")

@@ -5,9 +5,16 @@ from importlib.metadata import version as _version
 
 from fastseg import nn
 from fastseg._C import build_info
-from fastseg.ops import BCETerms, masked_weighted_bce, masked_weighted_bce_terms
-from fastseg.ops import ContrastRows, region_contrast, region_contrast_rows
-from fastseg.ops import gather_rows, sharded_region_contrast
+from fastseg.ops import (
+    BCETerms,
+    ContrastRows,
+    gather_rows,
+    masked_weighted_bce,
+    masked_weighted_bce_terms,
+    region_contrast,
+    region_contrast_rows,
+    sharded_region_contrast,
+)
 
 __version__ = _version("fastseg")
 

@@ -69,7 +69,9 @@ class RegionContrast(nn.Module):
         super().__init__()
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature must be finite and above 0, got {temperature}")
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature))) if learn_temperature else None
+        self.log_temperature = (
+            nn.Parameter(torch.tensor(math.log(temperature))) if learn_temperature else None
+        )
         self.fixed_temperature = float(temperature)
         self.similarity = similarity
         self.denominator = denominator

@@ -13,7 +13,9 @@ SIMILARITIES = ("cosine", "dot", "neg_mse")
 DENOMINATORS = ("all", "negatives")
 
 
-def make_case(rows, size, dtype=torch.float32, bank=None, classes=8, groups=None, absent=True, device="cpu", seed=0):
+def make_case(
+    rows, size, dtype=torch.float32, bank=None, classes=8, groups=None, absent=True, device="cpu", seed=0
+):
     """`rows` anchors and, if given, `bank` candidates; with absent some take no part."""
     draw = torch.Generator().manual_seed(seed)
     lowest = -1 if absent else 0

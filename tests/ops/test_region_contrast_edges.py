@@ -222,7 +222,9 @@ def test_fused_is_the_reference(data):
         "self_offset": None if bank is None else data.draw(st.none() | st.integers(-310, 310)),
     }
     weights = torch.linspace(0.5, 1, case["anchors"].shape[0])
-    fused, reference = (run(region_contrast, case, weights, impl=impl, **options) for impl in ("fused", "reference"))
+    fused, reference = (
+        run(region_contrast, case, weights, impl=impl, **options) for impl in ("fused", "reference")
+    )
     for value, truth in zip(fused, reference, strict=True):
         scale = truth.abs().max().item() if truth.numel() else 1
         torch.testing.assert_close(value, truth, rtol=1e-9, atol=1e-11 * max(scale, 1))

@@ -83,7 +83,9 @@ def test_identical_patches():
 def test_regions_of_two_views(draw, impl):
     """InfoNCE of USRegCon's kind: the positive is the same region in the other view, all else is negative."""
     regions, size, tau = 12, 8, 0.2
-    views = [torch.randn(regions, size, generator=draw, dtype=torch.float64, requires_grad=True) for _ in "ab"]
+    views = [
+        torch.randn(regions, size, generator=draw, dtype=torch.float64, requires_grad=True) for _ in "ab"
+    ]
     present = torch.rand(regions, generator=draw) > 0.3
 
     v = [F.normalize(view[present], dim=1) for view in views]
@@ -96,7 +98,9 @@ def test_regions_of_two_views(draw, impl):
     ids = torch.where(present, torch.arange(regions), -1)
     found = region_contrast(torch.cat(views), anchor_ids=torch.cat([ids, ids]), temperature=tau, impl=impl)
     torch.testing.assert_close(found, expected, **TOLERANCE)
-    for value, truth in zip(torch.autograd.grad(found, views), torch.autograd.grad(expected, views), strict=True):
+    for value, truth in zip(
+        torch.autograd.grad(found, views), torch.autograd.grad(expected, views), strict=True
+    ):
         torch.testing.assert_close(value, truth, **TOLERANCE)
 
     same = torch.ones(10, 4, dtype=torch.float64)

@@ -19,9 +19,7 @@ PROCESSES = 2
 def shard(rank, folder, options):
     """Loss and gradients of one process, and those of a linear layer before it under DistributedDataParallel."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=PROCESSES
-    )
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=PROCESSES)
     try:
         case = torch.load(f"{folder}/case.pt")
         mine = {name: value.chunk(PROCESSES)[rank] for name, value in case.items()}
@@ -57,7 +55,9 @@ def test_two_processes(reduction, groups):
     linear = torch.nn.Linear(6, 4, dtype=torch.float64)
     region_contrast(linear(anchors.detach()), **case, **options).backward()
 
-    average = PROCESSES if reduction == "mean" else 1  # as DistributedDataParallel averages, or as sums add up
+    average = (
+        PROCESSES if reduction == "mean" else 1
+    )  # as DistributedDataParallel averages, or as sums add up
     losses, gradients, temperatures, weights = zip(*found, strict=True)
     torch.testing.assert_close(sum(losses) / average, loss.detach())
     torch.testing.assert_close(torch.cat(gradients) / average, anchors.grad)

@@ -69,7 +69,10 @@ def test_opcheck(device, reduction, bank, dtype):
     case = make_case(9, 5, dtype, bank=bank, groups=2, device=device)
     temperature = torch.tensor(0.5, device=device)
     inputs = [
-        *(case.get(name) for name in ("anchors", "bank", "anchor_ids", "bank_ids", "anchor_groups", "bank_groups")),
+        *(
+            case.get(name)
+            for name in ("anchors", "bank", "anchor_ids", "bank_ids", "anchor_groups", "bank_groups")
+        ),
         temperature,
     ]
     options = (1.0, None if bank is None else 2, 0, 0, reduction)
@@ -164,11 +167,23 @@ REFUSED = {  # changed arguments, exception, message
     "no columns": ({"anchors": A[:, :0]}, ValueError, "D at least 1, got (4, 0)"),
     "float ids": ({"anchor_ids": A[:, 0]}, TypeError, "anchor_ids must be int64 or .*, got float32"),
     "ids": ({"anchor_ids": IDS[:3]}, ValueError, "anchor_ids must be one per row of anchors, (4,), got (3,)"),
-    "ids device": ({"anchor_ids": IDS.to("meta")}, ValueError, "anchor_ids must be on cpu, where anchors is, got"),
-    "groups": ({"anchor_groups": IDS[:2]}, ValueError, "anchor_groups must be one per row of anchors, (4,), got (2,)"),
+    "ids device": (
+        {"anchor_ids": IDS.to("meta")},
+        ValueError,
+        "anchor_ids must be on cpu, where anchors is, got",
+    ),
+    "groups": (
+        {"anchor_groups": IDS[:2]},
+        ValueError,
+        "anchor_groups must be one per row of anchors, (4,), got (2,)",
+    ),
     "bank without ids": ({"bank": A}, ValueError, "bank_ids must be given with bank, got None"),
     "ids without bank": ({"bank_ids": IDS}, ValueError, "bank_ids must be None without a bank, got Tensor"),
-    "offset without bank": ({"self_offset": 0}, ValueError, "self_offset must be None without a bank, got int"),
+    "offset without bank": (
+        {"self_offset": 0},
+        ValueError,
+        "self_offset must be None without a bank, got int",
+    ),
     "offset": (
         {"bank": A, "bank_ids": IDS, "self_offset": 0.5},
         TypeError,
@@ -220,7 +235,10 @@ REFUSED_BY_OP = {  # changed arguments of torch.ops.fastseg.region_contrast, mes
         {"bank": A, "bank_ids": IDS, "bank_groups": IDS},
         "bank_groups must be given with bank and anchor_groups, and only then",
     ),
-    "temperature": ({"temperature": torch.ones(2)}, "temperature must be a floating tensor with no axes, got (2,)"),
+    "temperature": (
+        {"temperature": torch.ones(2)},
+        "temperature must be a floating tensor with no axes, got (2,)",
+    ),
     "similarity": ({"similarity": 3}, "similarity must be 0 (cosine), 1 (dot) or 2 (neg_mse), got 3"),
     "denominator": ({"denominator": 2}, "denominator must be 0 (all) or 1 (negatives), got 2"),
     "reduction": ({"reduction": 3}, "reduction must be 0 (mean), 1 (sum) or 2 (none), got 3"),
@@ -230,7 +248,9 @@ REFUSED_BY_OP = {  # changed arguments of torch.ops.fastseg.region_contrast, mes
 @pytest.mark.parametrize("name", REFUSED_BY_OP)
 def test_op_refuses(name):
     changed, message = REFUSED_BY_OP[name]
-    arguments = dict(anchors=A, bank=None, anchor_ids=IDS, bank_ids=None, anchor_groups=None, bank_groups=None)
+    arguments = dict(
+        anchors=A, bank=None, anchor_ids=IDS, bank_ids=None, anchor_groups=None, bank_groups=None
+    )
     arguments |= dict(temperature=None, fixed_temperature=1.0, self_offset=None)
     arguments |= dict(similarity=0, denominator=0, reduction=0, with_tilt=False)
     with pytest.raises(RuntimeError, match=re.escape(message)):

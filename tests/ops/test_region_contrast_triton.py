@@ -17,7 +17,16 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 @pytest.mark.parametrize("file", FILES)
 def test_under_the_interpreter(file):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.triton_interpreter", "-p", "no:cacheprovider"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "tests.triton_interpreter",
+        "-p",
+        "no:cacheprovider",
+    ]
     command += [str(Path("tests/ops") / file)]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "2"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

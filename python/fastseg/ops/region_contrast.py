@@ -259,7 +259,11 @@ def _check(
                 f"bank must be (N, D) with the D of anchors, {anchors.shape[1]}, got {tuple(bank.shape)}"
             )
     else:
-        for name, value in (("bank_ids", bank_ids), ("bank_groups", bank_groups), ("self_offset", self_offset)):
+        for name, value in (
+            ("bank_ids", bank_ids),
+            ("bank_groups", bank_groups),
+            ("self_offset", self_offset),
+        ):
             if value is not None:
                 raise ValueError(f"{name} must be None without a bank, got {_kind(value)}")
     if isinstance(temperature, Tensor):
@@ -288,7 +292,11 @@ def _check(
 
 
 def _check_rows(name, rows, ids_name, ids, groups_name, groups, anchors) -> None:
-    for each, tensor, dtypes in ((name, rows, _FLOATS), (ids_name, ids, _INTEGERS), (groups_name, groups, _INTEGERS)):
+    for each, tensor, dtypes in (
+        (name, rows, _FLOATS),
+        (ids_name, ids, _INTEGERS),
+        (groups_name, groups, _INTEGERS),
+    ):
         if tensor is None and each == groups_name:
             continue
         if not isinstance(tensor, Tensor):
