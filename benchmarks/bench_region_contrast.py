@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """region_contrast, as SupCon without a bank, beside what one writes in PyTorch today.
 
-    python benchmarks/bench_region_contrast.py --threads 2 --case "8192 x 128" --save benchmarks/results/cpu_region_contrast.md
+    python benchmarks/bench_region_contrast.py --threads 2 --case "8192 x 128 float32" --save table.md
 
 `eager` is the loss over the whole matrix of similarities, `compile` the same under torch.compile. `tiles` goes through
 the matrix in tiles with PyTorch's own operations and recomputes them backward, as Inf-CL (Cheng et al. 2024,

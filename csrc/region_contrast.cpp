@@ -5,7 +5,6 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <cmath>
 #include <limits>
 #include <tuple>
 
@@ -17,40 +16,6 @@ namespace fastseg {
 namespace {
 
 namespace stable = torch::stable;
-
-enum class ContrastReduction : int { kMean, kSum, kNone };
-
-struct ContrastOptions {
-  ContrastSimilarity similarity;
-  ContrastDenominator denominator;
-  ContrastReduction reduction;
-  double temperature;
-
-  ContrastOptions(const OptionalTensor& temperature_tensor, double temperature_number, int64_t similarity,
-                  int64_t denominator, int64_t reduction)
-      : similarity(ContrastSimilarity(similarity)),
-        denominator(ContrastDenominator(denominator)),
-        reduction(ContrastReduction(reduction)),
-        temperature(temperature_number) {
-    check(similarity >= 0 && similarity <= 2, "similarity must be 0 (cosine), 1 (dot) or 2 (neg_mse), got ",
-          similarity);
-    check(denominator >= 0 && denominator <= 1, "denominator must be 0 (all) or 1 (negatives), got ",
-          denominator);
-    check(reduction >= 0 && reduction <= 2, "reduction must be 0 (mean), 1 (sum) or 2 (none), got ",
-          reduction);
-    if (!temperature_tensor) return;
-    check(temperature_tensor->dim() == 0 && is_floating(temperature_tensor->scalar_type()),
-          "temperature must be a floating tensor with no axes, got ",
-          to_string(shape_of(*temperature_tensor)));
-    temperature =
-        *static_cast<const double*>(stable::to(*temperature_tensor, ScalarType::Double).const_data_ptr());
-  }
-
-  // Of z = factor * dot + offsets.
-  double factor(int64_t size) const {
-    return similarity == ContrastSimilarity::kNegMse ? 2 / (double(size) * temperature) : 1 / temperature;
-  }
-};
 
 void check_rows(const char* name, const Tensor& rows, const Tensor& ids, const OptionalTensor& groups,
                 const Tensor& anchors) {

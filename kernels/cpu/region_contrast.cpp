@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// region_contrast on the CPU: what happens to a tile of products between two matrix multiplications.
+// region_contrast on the CPU, forward: from a tile of products to sums of exponentials.
 // A tile lies in the second-level cache; its loops run along the columns, so that sums over a row are
 // reductions and sums over a column are arrays in the first-level cache. Two exponentials per pair and
 // direction are most of the work: about 2 cycles forward and 3 backward per pair with AVX-512, against D / 16
@@ -10,8 +10,8 @@
 #include <cmath>
 #include <limits>
 
-#include "../cpu_utils.h"
 #include "../masked_bce_math.h"  // exp_negative
+#include "region_contrast_tile.h"
 
 namespace fastseg {
 namespace {
@@ -47,37 +47,10 @@ struct Columns {
   alignas(64) Real tilt[kContrastBlock];
 };
 
-template <class Real>
-struct Candidates {  // of the tile
-  const Real *scale, *offset;
-  const int32_t *ids, *groups;
-};
-
-template <class Real>
-FASTSEG_ALWAYS_INLINE Candidates<Real> candidates_of(const ContrastTile<Real>& tile,
-                                                     const ContrastSide<Real>& side) {
-  return {side.scale + tile.col_begin, side.offset + tile.col_begin, side.ids + tile.col_begin,
-          side.groups + tile.col_begin};
-}
-
-// A tile's row has one or two stretches of candidates: all, or those before and after itself.
-struct Stretches {
-  int count;
-  int begin[2], end[2];
-};
-
-template <class Real>
-FASTSEG_ALWAYS_INLINE Stretches stretches_of(const ContrastTile<Real>& tile, int64_t row) {
-  const int width = int(tile.col_end - tile.col_begin);
-  const int64_t self = tile.self[row] - tile.col_begin;
-  if (self < 0 || self >= width) return {1, {0, 0}, {width, 0}};
-  return {2, {0, int(self) + 1}, {int(self), width}};
-}
-
 // Writes z and finds the largest of the denominator, of the row and of every column.
 template <class Real, bool kAll, bool kBoth>
 FASTSEG_ALWAYS_INLINE Real find_shifts(Real* values, int begin, int end, Real factor, Real offset, int32_t id,
-                                       int32_t group, const Candidates<Real>& to, Real* col_shift) {
+                                       int32_t group, const ContrastSide<Real>& to, Real* col_shift) {
   const Real none = -std::numeric_limits<Real>::infinity();
   Real shift = none;
 #pragma omp simd reduction(max : shift)
@@ -95,7 +68,7 @@ FASTSEG_ALWAYS_INLINE Real find_shifts(Real* values, int begin, int end, Real fa
 
 template <class Real, bool kAll, bool kBoth, bool kTilt>
 FASTSEG_ALWAYS_INLINE void add_row(const Real* values, int begin, int end, int32_t id, int32_t group,
-                                   const Candidates<Real>& to, ContrastSums<Real>& sums,
+                                   const ContrastSide<Real>& to, ContrastSums<Real>& sums,
                                    Columns<Real>& cols) {
   const Real shift = sums.shift;
   Real negatives = 0, positives = 0, positive_z = 0, tilt = 0;
@@ -126,7 +99,7 @@ FASTSEG_ALWAYS_INLINE void add_row(const Real* values, int begin, int end, int32
 
 template <class Real, bool kAll, bool kBoth, bool kTilt>
 FASTSEG_ALWAYS_INLINE void add_tile(const ContrastTile<Real>& tile, const ContrastSide<Real>& rows,
-                                    const Candidates<Real>& to, Real factor, ContrastSums<Real>* row_sums,
+                                    const ContrastSide<Real>& to, Real factor, ContrastSums<Real>* row_sums,
                                     ContrastSums<Real>* col_sums) {
   Columns<Real> cols;
   const int width = int(tile.col_end - tile.col_begin);
@@ -169,9 +142,8 @@ FASTSEG_ALWAYS_INLINE void add_tile(const ContrastTile<Real>& tile, const Contra
 
 template <class Real, bool kAll>
 FASTSEG_ALWAYS_INLINE void add_tile(const ContrastTile<Real>& tile, const ContrastSide<Real>& rows,
-                                    const ContrastSide<Real>& candidates, Real factor, bool with_tilt,
+                                    const ContrastSide<Real>& to, Real factor, bool with_tilt,
                                     ContrastSums<Real>* row_sums, ContrastSums<Real>* col_sums) {
-  const Candidates<Real> to = candidates_of(tile, candidates);
   if (col_sums && with_tilt) {
     add_tile<Real, kAll, true, true>(tile, rows, to, factor, row_sums, col_sums);
   } else if (col_sums) {
@@ -183,96 +155,21 @@ FASTSEG_ALWAYS_INLINE void add_tile(const ContrastTile<Real>& tile, const Contra
   }
 }
 
+template <class Real>
+FASTSEG_ALWAYS_INLINE void add_tile(const ContrastTile<Real>& tile, const ContrastSide<Real>& rows,
+                                    const ContrastSide<Real>& candidates, Real factor, bool all,
+                                    bool with_tilt, ContrastSums<Real>* row_sums,
+                                    ContrastSums<Real>* col_sums) {
+  const ContrastSide<Real> to = side_of_tile(tile, candidates);
+  all ? add_tile<Real, true>(tile, rows, to, factor, with_tilt, row_sums, col_sums)
+      : add_tile<Real, false>(tile, rows, to, factor, with_tilt, row_sums, col_sums);
+}
+
 FASTSEG_CPU_CLONES void add_tile_float(const ContrastTile<float>& tile, const ContrastSide<float>& rows,
                                        const ContrastSide<float>& candidates, float factor, bool all,
                                        bool with_tilt, ContrastSums<float>* row_sums,
                                        ContrastSums<float>* col_sums) {
-  if (all) {
-    add_tile<float, true>(tile, rows, candidates, factor, with_tilt, row_sums, col_sums);
-  } else {
-    add_tile<float, false>(tile, rows, candidates, factor, with_tilt, row_sums, col_sums);
-  }
-}
-
-// Coefficients of one row. A positive's exponential is capped, as it may lie far above its denominator where
-// that holds the negatives alone, and is then multiplied by 0.
-template <class Real, bool kBoth>
-FASTSEG_ALWAYS_INLINE Real row_coefficients(Real* values, int begin, int end, int64_t i, Real factor,
-                                            Real offset, int32_t id, int32_t group,
-                                            const Candidates<Real>& to, const ContrastUpstream<Real>& of_rows,
-                                            const ContrastUpstream<Real>& of_candidates, Real* col_totals) {
-  const Real log_sum = of_rows.log_sum[i], pos_scale = of_rows.pos_scale[i];
-  const Real pos_offset = of_rows.pos_offset[i], neg_scale = of_rows.neg_scale[i];
-  Real total = 0;
-#pragma omp simd reduction(+ : total)
-  for (int j = begin; j < end; ++j) {
-    const Real slope = factor * to.scale[j];
-    const Real z = values[j] * slope + (offset + to.offset[j]);
-    const bool positive = to.ids[j] == id;
-    const bool negative = (to.groups[j] == group) & !positive;
-    const Real below = log_sum - z;
-    const Real e = exp_negative(below < Real(0) ? Real(0) : below);
-    Real for_positive = pos_scale * e + pos_offset, for_negative = neg_scale * e;
-    if (kBoth) {
-      const Real below_too = of_candidates.log_sum[j] - z;
-      const Real f = exp_negative(below_too < Real(0) ? Real(0) : below_too);
-      for_positive += of_candidates.pos_scale[j] * f + of_candidates.pos_offset[j];
-      for_negative += of_candidates.neg_scale[j] * f;
-    }
-    const Real slope_of_loss = positive ? for_positive : negative ? for_negative : Real(0);
-    const Real coefficient = slope_of_loss * slope;
-    values[j] = coefficient;
-    total += coefficient;
-    if (col_totals) col_totals[j] += coefficient;
-  }
-  return total;
-}
-
-template <class Real, bool kBoth>
-FASTSEG_ALWAYS_INLINE void coefficients(const ContrastTile<Real>& tile, const ContrastSide<Real>& rows,
-                                        const ContrastSide<Real>& candidates, Real factor,
-                                        const ContrastUpstream<Real>& of_rows,
-                                        const ContrastUpstream<Real>& of_candidates, Real* row_totals,
-                                        Real* col_totals) {
-  const Candidates<Real> to = candidates_of(tile, candidates);
-  const int width = int(tile.col_end - tile.col_begin);
-  for (int64_t i = tile.row_begin; i < tile.row_end; ++i) {
-    Real* values = tile.values + (i - tile.row_begin) * width;
-    const Stretches parts = stretches_of(tile, i);
-    if (parts.count == 2) values[parts.end[0]] = Real(0);
-    Real total = 0;
-    for (int part = 0; part < parts.count; ++part) {
-      total += row_coefficients<Real, kBoth>(values, parts.begin[part], parts.end[part], i,
-                                             factor * rows.scale[i], rows.offset[i], rows.ids[i],
-                                             rows.groups[i], to, of_rows, of_candidates, col_totals);
-    }
-    if (row_totals) row_totals[i] += total;
-  }
-}
-
-template <class Real>
-FASTSEG_ALWAYS_INLINE void coefficients(const ContrastTile<Real>& tile, const ContrastSide<Real>& rows,
-                                        const ContrastSide<Real>& candidates, Real factor,
-                                        const ContrastUpstream<Real>& of_rows,
-                                        const ContrastUpstream<Real>* of_candidates, Real* row_totals,
-                                        Real* col_totals) {
-  if (col_totals) col_totals += tile.col_begin;
-  if (!of_candidates) {
-    coefficients<Real, false>(tile, rows, candidates, factor, of_rows, {}, row_totals, col_totals);
-    return;
-  }
-  const int64_t at = tile.col_begin;
-  const ContrastUpstream<Real> shifted{of_candidates->log_sum + at, of_candidates->pos_scale + at,
-                                       of_candidates->pos_offset + at, of_candidates->neg_scale + at};
-  coefficients<Real, true>(tile, rows, candidates, factor, of_rows, shifted, row_totals, col_totals);
-}
-
-FASTSEG_CPU_CLONES void coefficients_float(const ContrastTile<float>& tile, const ContrastSide<float>& rows,
-                                           const ContrastSide<float>& candidates, float factor,
-                                           const ContrastUpstream<float>& of_rows,
-                                           const ContrastUpstream<float>* of_candidates, float* row_totals,
-                                           float* col_totals) {
-  coefficients<float>(tile, rows, candidates, factor, of_rows, of_candidates, row_totals, col_totals);
+  add_tile<float>(tile, rows, candidates, factor, all, with_tilt, row_sums, col_sums);
 }
 
 }  // namespace
@@ -284,33 +181,15 @@ void contrast_add_tile_cpu(const ContrastTile<Real>& tile, const ContrastSide<Re
   const bool all = denominator == ContrastDenominator::kAll;
   if constexpr (sizeof(Real) == sizeof(float)) {
     add_tile_float(tile, rows, candidates, factor, all, with_tilt, row_sums, col_sums);
-  } else if (all) {
-    add_tile<Real, true>(tile, rows, candidates, factor, with_tilt, row_sums, col_sums);
   } else {
-    add_tile<Real, false>(tile, rows, candidates, factor, with_tilt, row_sums, col_sums);
+    add_tile<Real>(tile, rows, candidates, factor, all, with_tilt, row_sums, col_sums);
   }
 }
 
-template <class Real>
-void contrast_coefficients_cpu(const ContrastTile<Real>& tile, const ContrastSide<Real>& rows,
-                               const ContrastSide<Real>& candidates, Real factor,
-                               const ContrastUpstream<Real>& of_rows,
-                               const ContrastUpstream<Real>* of_candidates, Real* row_totals,
-                               Real* col_totals) {
-  if constexpr (sizeof(Real) == sizeof(float)) {
-    coefficients_float(tile, rows, candidates, factor, of_rows, of_candidates, row_totals, col_totals);
-  } else {
-    coefficients<Real>(tile, rows, candidates, factor, of_rows, of_candidates, row_totals, col_totals);
-  }
-}
-
-#define FASTSEG_INSTANTIATE(Real)                                                                         \
-  template void contrast_add_tile_cpu(const ContrastTile<Real>&, const ContrastSide<Real>&,               \
-                                      const ContrastSide<Real>&, Real, ContrastDenominator, bool,         \
-                                      ContrastSums<Real>*, ContrastSums<Real>*);                          \
-  template void contrast_coefficients_cpu(const ContrastTile<Real>&, const ContrastSide<Real>&,           \
-                                          const ContrastSide<Real>&, Real, const ContrastUpstream<Real>&, \
-                                          const ContrastUpstream<Real>*, Real*, Real*);
+#define FASTSEG_INSTANTIATE(Real)                                                                 \
+  template void contrast_add_tile_cpu(const ContrastTile<Real>&, const ContrastSide<Real>&,       \
+                                      const ContrastSide<Real>&, Real, ContrastDenominator, bool, \
+                                      ContrastSums<Real>*, ContrastSums<Real>*);
 FASTSEG_INSTANTIATE(float)
 FASTSEG_INSTANTIATE(double)
 

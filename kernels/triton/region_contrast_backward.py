@@ -115,7 +115,7 @@ def contrast_gradient(rows_a, ids_a, groups_a, rows_b, ids_b, groups_b, scale_a,
     hoisted = tl.zeros([BLOCK_M, BLOCK_D], rows_a.dtype.element_ty)
     if ONE_CHUNK:
         hoisted = load_rows(rows_a, rows, takes_part, tl.arange(0, BLOCK_D), D, EVEN_D)
-    if SUM_TILT:
+    if SUM_TILT:  # noqa: SIM102  (decided by the compiler, the inner one by the program)
         if block + part == 0:
             sum_tilt(stats, grad, rows_counted, grad_temperature, anchors, MEAN, PER_ROW)
     first = part * CHUNKS_OUT * BLOCK_OUT

@@ -2,8 +2,6 @@
 """region_contrast: supervised and multi-positive contrastive loss between rows, such as the features of regions."""
 
 import importlib.util
-import math
-import numbers
 from typing import NamedTuple
 
 import torch
@@ -12,15 +10,15 @@ from torch import Tensor
 from fastseg.ops import region_contrast_autograd  # noqa: F401  (gives the op its gradient)
 from fastseg.ops.dispatch import offer, use_fused
 from fastseg.ops.reference.region_contrast import region_contrast_reference
+from fastseg.ops.region_contrast_checks import (
+    DENOMINATORS,
+    REDUCTIONS,
+    SIMILARITIES,
+    check_region_contrast,
+)
 
 if importlib.util.find_spec("triton") is not None:
     offer("region_contrast", "cuda")
-
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-_SIMILARITIES = ("cosine", "dot", "neg_mse")  # the order is the kernels'
-_DENOMINATORS = ("all", "negatives")
-_REDUCTIONS = ("mean", "sum", "none")
 
 
 class ContrastRows(NamedTuple):
@@ -98,8 +96,8 @@ def region_contrast(
         subtract a common offset first if that is large. Repeatable to the last bit on a given machine.
 
     Cost:
-        2 M N D multiplications and additions forward and 6 backward; without a bank 1 and 3 on the CPU, 2
-        and 4 on a GPU. Memory: a tile per thread and O(M + N); a float32 copy of 16-bit input on the CPU.
+        2 M N D multiplications and additions forward and 6 backward (8 on a GPU); without a bank 1 and 3 (2
+        and 4 on a GPU). Memory: a tile per thread and O(M + N); a float32 copy of 16-bit input on the CPU.
 
     Source:
         Khosla et al. 2020, "Supervised Contrastive Learning", equation 2, for "all"; Boserup & Selvan 2023,
@@ -139,7 +137,7 @@ def region_contrast_and_count(
     """`region_contrast`, and how many rows have a loss."""
     tensors = (anchors, bank, anchor_ids, bank_ids, anchor_groups, bank_groups)
     options = (temperature, self_offset, similarity, denominator)
-    _check(*tensors, *options, reduction)
+    check_region_contrast(*tensors, *options, reduction)
     loss, _, count = _run(*tensors, *options, reduction, impl)
     return loss, count
 
@@ -171,7 +169,7 @@ def region_contrast_rows(
     """
     tensors = (anchors, bank, anchor_ids, bank_ids, anchor_groups, bank_groups)
     options = (temperature, self_offset, similarity, denominator)
-    _check(*tensors, *options, "none")
+    check_region_contrast(*tensors, *options, "none")
     loss, stats, _ = _run(*tensors, *options, "none", impl)
     positives, mean, log_denominator = stats[0], stats[1], stats[2]
     with torch.no_grad():
@@ -219,9 +217,9 @@ def _run(
         tensor,
         1.0 if tensor is not None else float(temperature),
         self_offset,
-        _SIMILARITIES.index(similarity),
-        _DENOMINATORS.index(denominator),
-        _REDUCTIONS.index(reduction),
+        SIMILARITIES.index(similarity),
+        DENOMINATORS.index(denominator),
+        REDUCTIONS.index(reduction),
         tensor is not None and tensor.requires_grad,
     )
     if reduction != "none":
@@ -231,92 +229,3 @@ def _run(
     if denominator == "all":
         log_denominator = log_denominator + positives.clamp(min=1).log()
     return loss, torch.stack([positives, mean, log_denominator]).detach(), count
-
-
-def _check(
-    anchors,
-    bank,
-    anchor_ids,
-    bank_ids,
-    anchor_groups,
-    bank_groups,
-    temperature,
-    self_offset,
-    similarity,
-    denominator,
-    reduction,
-) -> None:
-    _check_rows("anchors", anchors, "anchor_ids", anchor_ids, "anchor_groups", anchor_groups, anchors)
-    if bank is not None:
-        if bank_ids is None:
-            raise ValueError("bank_ids must be given with bank, got None")
-        if (anchor_groups is None) != (bank_groups is None):
-            missing = "anchor_groups" if anchor_groups is None else "bank_groups"
-            raise ValueError(f"{missing} must be given too, as both or neither of the groups, got None")
-        _check_rows("bank", bank, "bank_ids", bank_ids, "bank_groups", bank_groups, anchors)
-        if bank.shape[1] != anchors.shape[1]:
-            raise ValueError(
-                f"bank must be (N, D) with the D of anchors, {anchors.shape[1]}, got {tuple(bank.shape)}"
-            )
-    else:
-        for name, value in (
-            ("bank_ids", bank_ids),
-            ("bank_groups", bank_groups),
-            ("self_offset", self_offset),
-        ):
-            if value is not None:
-                raise ValueError(f"{name} must be None without a bank, got {_kind(value)}")
-    if isinstance(temperature, Tensor):
-        if temperature.dim() or temperature.dtype not in _FLOATS:
-            raise ValueError(
-                "temperature must be a number or a floating tensor with no axes, "
-                f"got {_name(temperature.dtype)} {tuple(temperature.shape)}"
-            )
-        if temperature.device != anchors.device:
-            raise ValueError(
-                f"temperature must be on {anchors.device}, where anchors is, got {temperature.device}"
-            )
-    elif isinstance(temperature, bool) or not isinstance(temperature, numbers.Real | torch.SymFloat):
-        raise TypeError(f"temperature must be a number or a tensor, got {type(temperature).__name__}")
-    elif not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be finite and above 0, got {temperature}")
-    if self_offset is not None and (isinstance(self_offset, bool) or not isinstance(self_offset, int)):
-        raise TypeError(f"self_offset must be an int or None, got {type(self_offset).__name__}")
-    for name, value, names in (
-        ("similarity", similarity, _SIMILARITIES),
-        ("denominator", denominator, _DENOMINATORS),
-        ("reduction", reduction, _REDUCTIONS),
-    ):
-        if value not in names:
-            raise ValueError(f"{name} must be one of {', '.join(names)}, got {value!r}")
-
-
-def _check_rows(name, rows, ids_name, ids, groups_name, groups, anchors) -> None:
-    for each, tensor, dtypes in (
-        (name, rows, _FLOATS),
-        (ids_name, ids, _INTEGERS),
-        (groups_name, groups, _INTEGERS),
-    ):
-        if tensor is None and each == groups_name:
-            continue
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{each} must be a torch.Tensor, got {_kind(tensor)}")
-        if tensor.dtype not in dtypes:
-            raise TypeError(f"{each} must be {' or '.join(map(_name, dtypes))}, got {_name(tensor.dtype)}")
-        if tensor.device != anchors.device:
-            raise ValueError(f"{each} must be on {anchors.device}, where anchors is, got {tensor.device}")
-        if tensor is rows:
-            if rows.dim() != 2 or rows.shape[1] == 0:
-                raise ValueError(f"{each} must be (rows, D) with D at least 1, got {tuple(rows.shape)}")
-        elif tuple(tensor.shape) != (rows.shape[0],):
-            raise ValueError(
-                f"{each} must be one per row of {name}, ({rows.shape[0]},), got {tuple(tensor.shape)}"
-            )
-
-
-def _kind(value: object) -> str:
-    return type(value).__name__
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
