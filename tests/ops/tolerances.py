@@ -9,6 +9,7 @@ from torch import Tensor
 
 EPS_FACTOR = {
     "masked_bce": 4,
+    "patch_entropy": 4,
 }
 
 # When there is no torch computation to compare with: relative and absolute error.
