@@ -101,7 +101,7 @@ FASTSEG_ALWAYS_INLINE void entropy_of_logits(int channels, int count, Sums<Real>
     for (int i = 0; i < count; ++i) {
       const Real distance = softmax_distance(of_class[i], largest[i]);
       const Real exponential = exp_negative(distance);
-      others[i] += where[i] == k ? Real(0) : exponential;
+      others[i] += where[i] == k ? exponential - Real(1) : exponential;  // NaN if infinite
       weighted[i] += distance * exponential;
       of_class[i] = exponential;
     }

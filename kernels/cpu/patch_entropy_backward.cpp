@@ -86,7 +86,7 @@ FASTSEG_ALWAYS_INLINE void softmax_gradient(int w, Row<Real>& row) {
       const Real exponential = exp_negative(distance);
       others[i] += exponential;
       weighted[i] += distance * exponential;
-      mean[i] += of_confidence[i] * exponential;
+      mean[i] += of_confidence[i] == Real(0) ? Real(0) : of_confidence[i] * exponential;
       result[i] = exponential;
     }
   }

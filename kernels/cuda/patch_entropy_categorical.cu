@@ -34,7 +34,7 @@ __device__ __forceinline__ Softmax<RealOf<T>> softmax_of(const void* values, int
   for (int64_t k = 0; k < channels; ++k) {
     const Real distance = softmax_distance(read<T>(values, at + k * apart), largest);
     const Real exponential = exp_negative(distance);
-    others += k == where ? Real(0) : exponential;
+    others += k == where ? exponential - Real(1) : exponential;  // NaN if infinite
     weighted += distance * exponential;
   }
   return {largest, others, weighted};
@@ -128,7 +128,9 @@ __global__ void __launch_bounds__(kThreads)
       sum = Real(1) + softmax.others;
       for (int64_t k = 0; k < in.channels; ++k) {
         const Real logit = read<T>(in.values, at + k * voxels);
-        mean += of_confidence[k * cells] * exp_negative(softmax_distance(logit, softmax.largest));
+        const Real upstream = of_confidence[k * cells];
+        const Real exponential = exp_negative(softmax_distance(logit, softmax.largest));
+        mean += upstream == Real(0) ? Real(0) : upstream * exponential;
       }
     }
     for (int64_t k = 0; k < in.channels; ++k) {

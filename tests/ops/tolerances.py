@@ -10,6 +10,7 @@ from torch import Tensor
 EPS_FACTOR = {
     "masked_bce": 4,
     "region_contrast": 16,  # |s / T| of 50, as in the tests, in units of log 2 is rounded to 16 of these
+    "patch_entropy": 4,
 }
 
 # When there is no torch computation to compare with: relative and absolute error.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""patch_entropy's CUDA kernels under the emulation, with the signatures of the ops; does what csrc/patch_entropy*.cpp do."""
+"""patch_entropy's CUDA kernels under the emulation, with the signatures of the ops, as csrc/patch_entropy*.cpp."""
 
 import math
 from collections.abc import Container
@@ -106,8 +106,8 @@ class PatchEntropyOps:
             channels=channels,
             entropy_channels=entropy.shape[1],
             axes=axes,
-            **{f"shape{i}": (windows + [1, 1])[i] for i in range(3)},
-            **{f"step{i}": (list(stride) + [1, 1])[i] for i in range(3)},
+            **{f"shape{i}": [*windows, 1, 1][i] for i in range(3)},
+            **{f"step{i}": [*stride, 1, 1][i] for i in range(3)},
             windows=number,
             draws=n,
             strategy=strategy,

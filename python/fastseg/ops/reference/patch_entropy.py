@@ -48,6 +48,17 @@ def _window_sums(values: Tensor, patch_size: list[int], stride: list[int]) -> Te
     return values.sum(dim=tuple(range(-len(patch_size), 0)))
 
 
+def _in_windows(values: Tensor, patch_size: list[int], stride: list[int]) -> Tensor:
+    """Which voxels are in any window, as (*S)."""
+    inside = torch.ones(values.shape[2:], dtype=torch.bool, device=values.device)
+    for axis, (size, patch, step) in enumerate(zip(values.shape[2:], patch_size, stride, strict=True)):
+        position = torch.arange(size, device=values.device)
+        window = (position // step).clamp(max=(size - patch) // step)
+        along = position - window * step < patch
+        inside = inside & along.view(-1, *[1] * (values.dim() - axis - 3))
+    return inside
+
+
 def patch_entropy_reference(
     confidence: Tensor,
     mask: Tensor | None,
@@ -60,7 +71,8 @@ def patch_entropy_reference(
     """Mean entropy and mean confidence of the windows."""
     values = confidence.to(torch.float64 if confidence.dtype == torch.float64 else torch.float32)
     valid = torch.ones_like(values[:, :1], dtype=torch.bool) if mask is None else mask != 0
-    values = torch.where(valid, values, 0)  # before the arithmetic: then NaN elsewhere reaches nothing
+    # Before the arithmetic: then NaN elsewhere, also between windows, reaches no result and no gradient.
+    values = torch.where(valid & _in_windows(values, patch_size, stride), values, 0)
     of_voxels = _categorical(values, from_logits) if categorical else _binary(values, from_logits)
     count = _window_sums(valid.to(values.dtype), patch_size, stride)
     means = [

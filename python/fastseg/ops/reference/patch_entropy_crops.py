@@ -19,4 +19,4 @@ def extract_patches_reference(volume: Tensor, corners: Tensor, patch_size: list[
     position = position.view(batch, 1, -1).expand(-1, channels, -1)
     patches = volume.flatten(2).gather(2, position).view(batch, channels, number, *patch_size)
     inside = inside.view(batch, 1, number, *[1] * len(spatial))
-    return torch.where(inside, patches, torch.zeros((), dtype=volume.dtype)).movedim(1, 2)
+    return torch.where(inside, patches, torch.zeros((), dtype=volume.dtype)).movedim(1, 2).contiguous()

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The definition of sample_patches, in int64 arithmetic, so that it is the same to the last bit everywhere."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -91,8 +93,8 @@ def sample_patches_reference(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Index, corners, parity and count, as sample_patches returns them."""
     batch, channels, *windows = confidence.shape
-    entropy = entropy.expand_as(confidence).reshape(batch * channels, -1)
-    confidence = confidence.reshape(batch * channels, -1)
+    flat = (batch * channels, math.prod(windows))
+    entropy, confidence = entropy.expand_as(confidence).reshape(flat), confidence.reshape(flat)
     if confidence.shape[1] == 0:
         index = torch.full((batch * channels, n), -1, device=entropy.device)
         count = torch.zeros(batch * channels, dtype=torch.long, device=entropy.device)
