@@ -15,6 +15,8 @@
 #include <string>
 #include <vector>
 
+#include "scalar_kind.h"
+
 namespace fastseg {
 
 using torch::headeronly::MemoryFormat;
@@ -80,6 +82,26 @@ inline bool is_channels_last(const Tensor& tensor) {
     if (!fits(axis)) return false;
   }
   return fits(0);
+}
+
+inline ScalarKind kind_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return ScalarKind::kFloat32;
+    case ScalarType::Double:
+      return ScalarKind::kFloat64;
+    case ScalarType::BFloat16:
+      return ScalarKind::kBFloat16;
+    case ScalarType::Half:
+      return ScalarKind::kFloat16;
+    default:
+      return ScalarKind::kUint8;
+  }
+}
+
+inline Tensor empty_on(const Tensor& like, const Shape& shape, ScalarType type,
+                       MemoryFormat format = MemoryFormat::Contiguous) {
+  return torch::stable::empty(shape, type, std::nullopt, like.device(), std::nullopt, format);
 }
 
 #if defined(FASTSEG_WITH_CUDA)

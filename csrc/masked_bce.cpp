@@ -17,21 +17,6 @@ namespace {
 
 namespace stable = torch::stable;
 
-ScalarKind kind_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return ScalarKind::kFloat32;
-    case ScalarType::Double:
-      return ScalarKind::kFloat64;
-    case ScalarType::BFloat16:
-      return ScalarKind::kBFloat16;
-    case ScalarType::Half:
-      return ScalarKind::kFloat16;
-    default:
-      return ScalarKind::kUint8;
-  }
-}
-
 bool is_byte(const Tensor& tensor) {
   return tensor.scalar_type() == ScalarType::Byte || tensor.scalar_type() == ScalarType::Bool;
 }
@@ -112,11 +97,6 @@ Prepared prepare(const Tensor& logits, const Tensor& target, const OptionalTenso
   inputs.pos_weight = pos_weight ? prepared.pos_weight->data_ptr() : nullptr;
   inputs.pseudo_weight = pseudo_weight;
   return prepared;
-}
-
-Tensor empty_on(const Tensor& like, const Shape& shape, ScalarType type,
-                MemoryFormat format = MemoryFormat::Contiguous) {
-  return stable::empty(shape, type, std::nullopt, like.device(), std::nullopt, format);
 }
 
 BceNormalize normalize_of(int64_t normalize) {

@@ -36,6 +36,7 @@ PYBIND11_MODULE(_C, module) {
 #endif
         py::dict ops;
         ops["masked_bce"] = devices;
+        ops["region_pool"] = devices;
         info["ops"] = ops;
         return info;
       },

@@ -2,5 +2,13 @@
 """The fused ops. Each has a kernel per device and a definition in plain PyTorch (fastseg.ops.reference)."""
 
 from fastseg.ops.masked_bce import BCETerms, masked_weighted_bce, masked_weighted_bce_terms
+from fastseg.ops.region_pool import RegionStats, region_pool, region_stats
 
-__all__ = ["BCETerms", "masked_weighted_bce", "masked_weighted_bce_terms"]
+__all__ = [
+    "BCETerms",
+    "RegionStats",
+    "masked_weighted_bce",
+    "masked_weighted_bce_terms",
+    "region_pool",
+    "region_stats",
+]
