@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "checks.h"
+#include "huge_pages.h"
 
 #if defined(FASTSEG_WITH_CUDA)
 #include <cuda_runtime_api.h>
@@ -235,6 +236,7 @@ Tensor write_gradient_cpu(const Gradient& gradient) {
   const RegionLabels& labels = gradient.labels;
   void* out = gradient.grad_features.data_ptr();
   if (gradient.grad_features.numel() == 0) return gradient.grad_features;
+  prefer_huge_pages(out, gradient.grad_features.numel() * gradient.grad_features.element_size());
   stable::parallel_for(0, region_gradient_tasks_cpu(labels), 1, [&](int64_t begin, int64_t end) {
     region_gradient_cpu(labels, gradient.inputs, gradient.pointers, begin, end, out);
   });
