@@ -78,7 +78,7 @@ def soft_region_pool_reference(
     if from_logits:
         weights = weights.softmax(1)
     mass = weights.sum(-1)
-    divisor = torch.where(mass == 0, 1, mass).unsqueeze(-1)
+    divisor = torch.where(mass == 0, torch.inf, mass).unsqueeze(-1)  # what is divided by inf has no gradient
     mean = torch.einsum("bkn,bcn->bkc", weights, values) / divisor
     if not variance:
         return mass, mean, None
