@@ -65,6 +65,8 @@ Prepared prepare(const Tensor& features, const OptionalTensor& grey, const Tenso
   in.batch = features.size(0);
   in.voxels = 1;
   for (int64_t axis = 2; axis < features.dim(); ++axis) in.voxels *= features.size(axis);
+  in.channels = in.features.rows + in.grey.rows;
+  in.parts = in.assignment.rows;
   in.plain = variance ? 0 : in.features.rows;  // a grey image always has its variance
   in.from_logits = from_logits;
   in.wide = in.features.kind == ScalarKind::kFloat64 || in.assignment.kind == ScalarKind::kFloat64 ||
@@ -81,9 +83,9 @@ struct Results {
 Results make_results(const Prepared& prepared) {
   const SoftInputs& in = prepared.inputs;
   const auto table = [&](const Shape& shape) { return empty_on(prepared.features, shape, prepared.real); };
-  Results results{table({in.batch, in.parts()}),
-                  table({in.batch, in.parts(), in.channels()}),
-                  table({in.batch, in.parts(), in.channels() - in.plain}),
+  Results results{table({in.batch, in.parts}),
+                  table({in.batch, in.parts, in.channels}),
+                  table({in.batch, in.parts, in.channels - in.plain}),
                   {}};
   results.pointers = {results.mass.data_ptr(), results.mean.data_ptr(), results.variance.data_ptr()};
   return results;
@@ -119,10 +121,10 @@ Gradient prepare_gradient(const Prepared& prepared, const Tensor& direct, const 
     return stable::contiguous(stable::to(tensor, prepared.real));
   };
   check(!of_grey || in.grey.values, "there is no grey to give a gradient for");
-  Gradient gradient{table("direct", direct, {in.batch, in.parts(), in.channels()}),
-                    table("curved", curved, {in.batch, in.parts(), in.channels() - in.plain}),
-                    table("shift", shift, {in.batch, in.channels()}),
-                    table("offset", offset, {in.batch, in.parts()}),
+  Gradient gradient{table("direct", direct, {in.batch, in.parts, in.channels}),
+                    table("curved", curved, {in.batch, in.parts, in.channels - in.plain}),
+                    table("shift", shift, {in.batch, in.channels}),
+                    table("offset", offset, {in.batch, in.parts}),
                     {},
                     {}};
   const Tensor* tensors[3] = {&prepared.features, &prepared.grey, &prepared.assignment};

@@ -12,6 +12,8 @@
 #include <tuple>
 #include <type_traits>
 
+#include "scalar_kind.h"
+
 namespace fastseg {
 
 // In place of <<<>>>, which only nvcc parses. Arguments are converted to the kernel's parameter types.
@@ -54,6 +56,27 @@ struct alignas(sizeof(T) * kCount < 16 ? sizeof(T) * kCount : 16) Lanes {
 };
 
 inline bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+// What values of type T are computed in.
+template <class T>
+using RealOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// Calls run with a value of the type that kind names.
+template <class Run>
+cudaError_t with_type(ScalarKind kind, Run run) {
+  switch (kind) {
+    case ScalarKind::kFloat32:
+      return run(float());
+    case ScalarKind::kFloat64:
+      return run(double());
+    case ScalarKind::kBFloat16:
+      return run(__nv_bfloat16());
+    case ScalarKind::kFloat16:
+      return run(__half());
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
 
 template <class Real>
 __device__ __forceinline__ Real to_real(float value) {

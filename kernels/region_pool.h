@@ -58,14 +58,16 @@ struct RegionGradient {
 };
 
 // How often a sample is cut into ranges of voxels that are reduced apart and then merged in order. It depends
-// on shapes alone, so results do not depend on how many threads there are. `units` ranges keep the threads
-// busy; the tables of all ranges together have at most one row for every 32 voxels, unless one table does.
-inline int64_t region_partitions(int64_t voxels, int64_t num_regions, int64_t others, int64_t units,
-                                 int64_t fewest_voxels) {
-  const int64_t wanted = std::min((units + others - 1) / std::max<int64_t>(others, 1),
-                                  std::min(voxels / fewest_voxels, voxels / (32 * num_regions)));
-  const int64_t forced = (voxels >> 30) + 1;  // indices within a range have 32 bits
-  return std::max(std::max<int64_t>(wanted, 1), forced);
+// on shapes alone, so results do not depend on how many threads there are. `units` ranges keep them busy,
+// unless ranges became shorter than fewest_voxels, or their tables longer than a row for every voxels_per_row
+// voxels.
+inline int64_t region_partitions(const RegionLabels& labels, int64_t others, int64_t units,
+                                 int64_t fewest_voxels, int64_t voxels_per_row) {
+  const int64_t wanted = (units + others - 1) / std::max<int64_t>(others, 1);
+  const int64_t most =
+      std::min(labels.voxels / fewest_voxels, labels.voxels / (voxels_per_row * labels.num_regions));
+  const int64_t least = (labels.voxels >> 30) + 1;  // indices within a range have 32 bits
+  return std::max(std::min(wanted, most), least);
 }
 
 // CPU. One unit is a range of voxels of one sample and a group of channels (channels last: all of them).

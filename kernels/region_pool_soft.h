@@ -27,15 +27,13 @@ struct SoftMap {
   bool last;
 };
 
-// The channels are those of the features, then those of the grey image. The first `plain` have no variance.
+// The channels are those of the features, then those of the grey image; the first `plain` have no variance.
+// The parts are the rows of the assignment.
 struct SoftInputs {
   SoftMap features, grey, assignment;
-  int64_t batch, voxels, plain;
+  int64_t batch, voxels, channels, parts, plain;
   bool from_logits;  // A is the softmax of the assignment over its rows
   bool wide;         // Real is float64
-
-  int64_t channels() const { return features.rows + grey.rows; }
-  int64_t parts() const { return assignment.rows; }
 };
 
 struct SoftResults {

@@ -15,7 +15,8 @@ namespace fastseg {
 namespace {
 
 constexpr int64_t kUnits = 32;            // enough to keep a few dozen threads busy
-constexpr int64_t kFewestVoxels = 16384;  // of a range: its table must not outweigh it
+constexpr int64_t kFewestVoxels = 16384;  // of a range
+constexpr int64_t kVoxelsPerRow = 32;     // so that no table outweighs the voxels
 
 // A table: the count of every region, then, group after group, a row per region. One row more than there are
 // regions takes the voxels that count nowhere.
@@ -271,8 +272,7 @@ RegionUnits region_pool_units_cpu(const RegionLabels& in, const RegionFeatures& 
                                   RegionReduce reduce) {
   RegionUnits units{};
   units.groups = in.channels_last ? std::min<int64_t>(groups_of(in), 1) : groups_of(in);
-  units.partitions =
-      region_partitions(in.voxels, in.num_regions, in.batch * units.groups, kUnits, kFewestVoxels);
+  units.partitions = region_partitions(in, in.batch * units.groups, kUnits, kFewestVoxels, kVoxelsPerRow);
   const int64_t per_partition = (in.voxels + units.partitions - 1) / units.partitions;
   units.partition_voxels = (per_partition + kTile - 1) / kTile * kTile;
   units.units = in.batch * units.partitions * units.groups;

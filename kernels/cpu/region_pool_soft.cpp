@@ -25,11 +25,11 @@ struct Table {
 };
 
 Table table_of(const SoftInputs& in, double* memory) {
-  return {memory, memory + in.parts(), memory + in.parts() * (1 + kBlock)};
+  return {memory, memory + in.parts, memory + in.parts * (1 + kBlock)};
 }
 
 int tile_length(const SoftInputs& in) {
-  return int(std::clamp<int64_t>(kWeightsOfTile / padded(in.parts(), 4), 4 * kStep, 16 * kStep) / kStep *
+  return int(std::clamp<int64_t>(kWeightsOfTile / padded(in.parts, 4), 4 * kStep, 16 * kStep) / kStep *
              kStep);
 }
 
@@ -87,7 +87,7 @@ FASTSEG_ALWAYS_INLINE void add_tile(const SoftInputs& in, int64_t sample, int64_
     }
     memory.shift[c] = shift;
   }
-  const int64_t parts = in.parts();
+  const int64_t parts = in.parts;
   for (int64_t k = 0; k < parts; ++k) {
     const Real* weights = memory.weight_rows[k];
     Real mass = 0;
@@ -123,13 +123,13 @@ FASTSEG_ALWAYS_INLINE void pool_units(const SoftInputs& in, const SoftUnits& uni
                                       int64_t last_unit, double* tables) {
   const int length = tile_length(in);
   Memory<Real> memory;
-  memory.weights.resize((padded(in.parts(), 4) + 2) * length);
+  memory.weights.resize((padded(in.parts, 4) + 2) * length);
   memory.values.resize(kBlock * length);
   memory.squares.resize(kBlock * length);
   for (int64_t unit = first_unit; unit < last_unit; ++unit) {
     const int64_t block = unit % units.blocks, partition = unit / units.blocks % units.partitions;
     const int64_t sample = unit / units.blocks / units.partitions;
-    const int channels = int(std::min(kBlock, in.channels() - block * kBlock));
+    const int channels = int(std::min(kBlock, in.channels - block * kBlock));
     const int64_t begin = std::min(partition * units.partition_voxels, in.voxels);
     const int64_t end = std::min(begin + units.partition_voxels, in.voxels);
     double* table = tables + unit * units.unit_doubles;
@@ -154,9 +154,9 @@ FASTSEG_CPU_CLONES void pool_units_double(const SoftInputs& in, const SoftUnits&
 
 template <class Real>
 void merge(const SoftInputs& in, const SoftUnits& units, const double* tables, const SoftResults& results) {
-  const int64_t channels = in.channels(), curved = channels - in.plain;
-  for (int64_t row = 0; row < in.batch * in.parts(); ++row) {
-    const int64_t sample = row / in.parts(), k = row % in.parts();
+  const int64_t channels = in.channels, curved = channels - in.plain;
+  for (int64_t row = 0; row < in.batch * in.parts; ++row) {
+    const int64_t sample = row / in.parts, k = row % in.parts;
     for (int64_t c = -1; c < channels; ++c) {  // the mass first, which needs no channel
       const int64_t block = std::max<int64_t>(c, 0) / kBlock;
       double mass = 0, mean = 0, squares = 0;
@@ -191,13 +191,13 @@ void merge(const SoftInputs& in, const SoftUnits& units, const double* tables, c
 
 SoftUnits soft_pool_units_cpu(const SoftInputs& in) {
   SoftUnits units{};
-  units.blocks = std::max<int64_t>(1, (in.channels() + kBlock - 1) / kBlock);
+  units.blocks = std::max<int64_t>(1, (in.channels + kBlock - 1) / kBlock);
   const int64_t others = std::max<int64_t>(1, in.batch * units.blocks);
   units.partitions =
       std::max<int64_t>(1, std::min((kUnits + others - 1) / others, in.voxels / kFewestVoxels));
   units.partition_voxels = padded((in.voxels + units.partitions - 1) / units.partitions, tile_length(in));
   units.units = in.batch * units.partitions * units.blocks;
-  units.unit_doubles = in.parts() * (1 + 2 * kBlock);
+  units.unit_doubles = in.parts * (1 + 2 * kBlock);
   return units;
 }
 

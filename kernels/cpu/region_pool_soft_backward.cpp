@@ -14,7 +14,7 @@ constexpr int64_t kElementsOfTile = 65536;  // 256 KiB of a second-level cache
 constexpr int64_t kVoxelsPerTask = 16384;
 
 int tile_length(const SoftInputs& in) {
-  const int64_t rows = 2 * in.channels() + 3 * in.parts();
+  const int64_t rows = 2 * in.channels + 3 * in.parts;
   return int(std::clamp<int64_t>(kElementsOfTile / rows, kStep, 8 * kStep) / kStep * kStep);
 }
 
@@ -42,25 +42,25 @@ struct Memory {
   std::vector<Real> offset;
 
   Memory(const SoftInputs& in, int length)
-      : weights((padded(in.parts(), 4) + 2) * length),
-        values(padded(in.channels(), 4) * length),
-        squares(padded(in.channels() - in.plain, 4) * length),
-        results(padded(in.parts(), 4) * length),
+      : weights((padded(in.parts, 4) + 2) * length),
+        values(padded(in.channels, 4) * length),
+        squares(padded(in.channels - in.plain, 4) * length),
+        results(padded(in.parts, 4) * length),
         other(4 * length),
-        to_parts(padded(in.parts(), 4) * in.channels()),
-        to_parts_curved(padded(in.parts(), 4) * (in.channels() - in.plain)),
-        to_channels(padded(in.channels(), 4) * in.parts()),
-        to_channels_curved(padded(in.channels() - in.plain, 4) * in.parts()),
-        weight_rows(padded(in.parts(), 4)),
-        value_rows(in.channels()),
-        square_rows(in.channels() - in.plain),
-        offset(padded(in.parts(), 4)) {}
+        to_parts(padded(in.parts, 4) * in.channels),
+        to_parts_curved(padded(in.parts, 4) * (in.channels - in.plain)),
+        to_channels(padded(in.channels, 4) * in.parts),
+        to_channels_curved(padded(in.channels - in.plain, 4) * in.parts),
+        weight_rows(padded(in.parts, 4)),
+        value_rows(in.channels),
+        square_rows(in.channels - in.plain),
+        offset(padded(in.parts, 4)) {}
 };
 
 template <class Real>
 FASTSEG_ALWAYS_INLINE void load_tables(const SoftInputs& in, const SoftGradient& gradient, int64_t sample,
                                        Memory<Real>& memory) {
-  const int64_t parts = in.parts(), channels = in.channels(), curved = channels - in.plain;
+  const int64_t parts = in.parts, channels = in.channels, curved = channels - in.plain;
   const Real* direct = static_cast<const Real*>(gradient.direct) + sample * parts * channels;
   const Real* squares = static_cast<const Real*>(gradient.curved) + sample * parts * curved;
   pack(direct, parts, channels, channels, 1, Real(1), memory.to_parts.data());
@@ -73,7 +73,7 @@ FASTSEG_ALWAYS_INLINE void load_tables(const SoftInputs& in, const SoftGradient&
 template <class Real>
 FASTSEG_ALWAYS_INLINE void grad_of_assignment(const SoftInputs& in, int64_t sample, int64_t begin, int count,
                                               int length, Memory<Real>& memory, void* out) {
-  const int64_t parts = in.parts(), channels = in.channels(), curved = channels - in.plain;
+  const int64_t parts = in.parts, channels = in.channels, curved = channels - in.plain;
   const Real nothing[4] = {};
   Real* grads = memory.results.data();
   for (int64_t k = 0; k < parts; k += 4) {
@@ -112,7 +112,7 @@ template <class Real>
 FASTSEG_ALWAYS_INLINE void grad_of_channels(const SoftInputs& in, const SoftGradient& gradient,
                                             int64_t sample, int64_t begin, int count, int length,
                                             Memory<Real>& memory) {
-  const int64_t parts = in.parts(), channels = in.channels();
+  const int64_t parts = in.parts, channels = in.channels;
   const Real nothing[4] = {};
   Real* own = memory.results.data();  // at least four rows
   Real* other = memory.other.data();
@@ -151,11 +151,11 @@ FASTSEG_ALWAYS_INLINE void run_tasks(const SoftInputs& in, const SoftGradient& g
     const int64_t sample = task / per_sample, start = task % per_sample * kVoxelsPerTask;
     const int64_t end = std::min(start + kVoxelsPerTask, in.voxels);
     if (task == first || start == 0) load_tables(in, gradient, sample, memory);
-    const Real* shifts = static_cast<const Real*>(gradient.shift) + sample * in.channels();
+    const Real* shifts = static_cast<const Real*>(gradient.shift) + sample * in.channels;
     for (int64_t at = start; at < end; at += tile) {
       const int count = int(std::min<int64_t>(tile, end - at)), length = int(padded(count, kStep));
       load_weights(in, sample, at, count, length, memory.weights.data(), memory.weight_rows.data());
-      for (int64_t c = 0; c < in.channels(); ++c) {
+      for (int64_t c = 0; c < in.channels; ++c) {
         Real* distances = memory.values.data() + c * length;
         int64_t row = c;
         const SoftMap& map = map_of(in, row);

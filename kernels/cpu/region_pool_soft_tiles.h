@@ -80,7 +80,7 @@ FASTSEG_ALWAYS_INLINE const SoftMap& map_of(const SoftInputs& in, int64_t& chann
 template <class Real>
 FASTSEG_ALWAYS_INLINE void load_weights(const SoftInputs& in, int64_t sample, int64_t begin, int count,
                                         int length, Real* memory, const Real** rows) {
-  const int64_t parts = in.parts(), all = padded(parts, 4);
+  const int64_t parts = in.parts, all = padded(parts, 4);
   for (int64_t k = 0; k < all; ++k) {
     Real* buffer = memory + k * length;
     if (k >= parts) {

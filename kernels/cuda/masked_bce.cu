@@ -194,23 +194,6 @@ cudaError_t backward(const MaskedBceInputs& in, const MaskedBceUpstream& upstrea
                 in, tiling, upstream, static_cast<T*>(grad_logits));
 }
 
-// Calls run with a value of the logits' type.
-template <class Run>
-cudaError_t with_type(ScalarKind kind, Run run) {
-  switch (kind) {
-    case ScalarKind::kFloat32:
-      return run(float());
-    case ScalarKind::kFloat64:
-      return run(double());
-    case ScalarKind::kBFloat16:
-      return run(__nv_bfloat16());
-    case ScalarKind::kFloat16:
-      return run(__half());
-    default:
-      return cudaErrorInvalidValue;
-  }
-}
-
 }  // namespace
 
 cudaError_t masked_bce_forward_cuda(const MaskedBceInputs& in, BceNormalize normalize,

@@ -13,9 +13,6 @@ constexpr int kVectorsPerThread = 4;  // in a full tile
 constexpr int kBlocksPerProcessor = 8;
 
 template <class T>
-using RealOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-template <class T>
 constexpr int kLanes = 16 / sizeof(T);
 
 // Elements are cut into rows, and rows into tiles of which a block takes every gridDim-th. Where channels
