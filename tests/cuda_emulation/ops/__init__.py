@@ -8,8 +8,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..build import ROOT, build
 from ..emulator import Emulated
 from .masked_bce import MaskedBCE
+from .region_pool import RegionPool
+from .region_pool_soft import SoftRegionPool
 
-OPS = (MaskedBCE,)
+OPS = (MaskedBCE, RegionPool, SoftRegionPool)
 
 
 class _Every:
