@@ -215,6 +215,7 @@ def _gradient(features, grey, assignment, from_logits, direct, curved, shift, of
 
 def _second_backward(ctx, *grads):
     # Views, so that the gradients found here are of these tensors alone; all but shift, on which nothing depends.
+    third = torch.is_grad_enabled()
     with torch.enable_grad():
         views = [
             tensor
@@ -233,7 +234,7 @@ def _second_backward(ctx, *grads):
                 [value for value, _ in pairs],
                 [view for view in order if view is not None],
                 [grad for _, grad in pairs],
-                create_graph=True,
+                create_graph=third,
                 allow_unused=True,
             )
         )

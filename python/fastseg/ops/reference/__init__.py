@@ -2,5 +2,16 @@
 """The definitions of the ops in plain PyTorch: any device, float64-able, never optimised."""
 
 from fastseg.ops.reference.masked_bce import masked_bce_map_reference, masked_bce_reference
+from fastseg.ops.reference.region_pool import (
+    region_counts_reference,
+    region_pool_reference,
+    soft_region_pool_reference,
+)
 
-__all__ = ["masked_bce_map_reference", "masked_bce_reference"]
+__all__ = [
+    "masked_bce_map_reference",
+    "masked_bce_reference",
+    "region_counts_reference",
+    "region_pool_reference",
+    "soft_region_pool_reference",
+]

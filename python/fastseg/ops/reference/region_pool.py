@@ -36,6 +36,8 @@ def _extremes(rows: Tensor, ids: Tensor, counts: Tensor, maximum: bool) -> Tenso
     """The value at the lowest voxel that holds the extreme, where NaN counts as the most extreme of all."""
     batch, voxels, channels = rows.shape
     regions = counts.shape[1]
+    if voxels == 0:
+        return rows.sum() + rows.new_zeros(batch, regions, channels)
     key = rows.detach() if maximum else -rows.detach()
     best = torch.full((batch, regions + 1, channels), -torch.inf, dtype=rows.dtype, device=rows.device)
     wide = ids.expand_as(rows)
@@ -46,8 +48,6 @@ def _extremes(rows: Tensor, ids: Tensor, counts: Tensor, maximum: bool) -> Tenso
     first = torch.full((batch, regions + 1, channels), voxels, dtype=torch.int64, device=rows.device)
     first = first.scatter_reduce(1, wide, torch.where(holds, where, voxels), "amin")[:, :regions]
     present = counts.unsqueeze(-1) > 0
-    if voxels == 0:
-        return rows.new_zeros(batch, regions, channels)
     return torch.where(present, rows.gather(1, torch.where(present, first, 0)), 0)
 
 
