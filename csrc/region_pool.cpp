@@ -130,7 +130,7 @@ RegionReduce reduce_of(int64_t reduce) {
 }
 
 Seven as_tuple(const Results& r) {
-  return {r.count, r.mean, r.variance, r.minimum, r.maximum, r.argmin, r.argmax};
+  return {r.mean, r.variance, r.minimum, r.maximum, r.count, r.argmin, r.argmax};
 }
 
 // Without channels the voxels are still counted: one channel of anything will do.
@@ -313,8 +313,8 @@ Tensor region_pool_backward_cuda_op(const Tensor& features, const Tensor& region
 // is the sum for kSum. The gradient's tables are those of RegionGradient.
 STABLE_TORCH_LIBRARY_FRAGMENT(fastseg, library) {
   library.def(
-      "region_pool(Tensor features, Tensor regions, int num_regions, int reduce) -> (Tensor count, Tensor "
-      "mean, Tensor variance, Tensor minimum, Tensor maximum, Tensor argmin, Tensor argmax)");
+      "region_pool(Tensor features, Tensor regions, int num_regions, int reduce) -> (Tensor mean, Tensor "
+      "variance, Tensor minimum, Tensor maximum, Tensor count, Tensor argmin, Tensor argmax)");
   library.def("region_gather(Tensor table, Tensor regions, int kind, bool channels_last) -> Tensor");
   library.def(
       "region_pool_backward(Tensor features, Tensor regions, int num_regions, Tensor? base, Tensor? slope, "

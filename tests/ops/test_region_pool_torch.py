@@ -101,7 +101,7 @@ def test_opcheck(device, layout, dtype):
     for values in (features, features.detach().clone().requires_grad_()):
         for reduce in range(6):
             torch.library.opcheck(OPS.region_pool.default, (values, regions, 4, reduce))
-    count, mean, _, low, high, argmin, argmax = OPS.region_pool(features, regions, 4, 5)
+    mean, _, low, high, count, argmin, argmax = OPS.region_pool(features, regions, 4, 5)
     tables = (mean, mean, mean, low, high, argmin, argmax)
     torch.library.opcheck(OPS.region_pool_backward.default, (features, regions, 4, *tables))
     assert count.sum() > 0

@@ -81,7 +81,7 @@ def region_pool(
     if not use_fused("region_pool", impl, features.device):
         return region_pool_reference(features, regions, num_regions, reduce)
     results = torch.ops.fastseg.region_pool(features, regions, num_regions, _REDUCE.index(reduce))
-    return results[{"var": 2, "min": 3, "max": 4}.get(reduce, 1)]
+    return results[{"var": 1, "min": 2, "max": 3}.get(reduce, 0)]
 
 
 def region_stats(features: Tensor, regions: Tensor, num_regions: int, *, impl: str = "auto") -> RegionStats:
@@ -98,7 +98,8 @@ def region_stats(features: Tensor, regions: Tensor, num_regions: int, *, impl: s
     if not use_fused("region_pool", impl, features.device):
         pooled = (region_pool_reference(features, regions, num_regions, reduce) for reduce in _REDUCE[1:])
         return RegionStats(region_counts_reference(features, regions, num_regions), *pooled)
-    return RegionStats(*torch.ops.fastseg.region_pool(features, regions, num_regions, _ALL)[:5])
+    *statistics, count, _, _ = torch.ops.fastseg.region_pool(features, regions, num_regions, _ALL)
+    return RegionStats(count, *statistics)
 
 
 def check_features(name: str, features: Tensor) -> None:
@@ -163,7 +164,7 @@ def _(features, regions, num_regions, reduce):
     minimum, maximum, variance = reduce in (3, _ALL), reduce in (4, _ALL), reduce in (2, _ALL)
     count = torch.empty(table[:2], dtype=torch.int64, device=features.device)
     values = (empty(reduce < 2 or variance), empty(variance), empty(minimum), empty(maximum))
-    return count, *values, empty(minimum, torch.int64), empty(maximum, torch.int64)
+    return *values, count, empty(minimum, torch.int64), empty(maximum, torch.int64)
 
 
 @torch.library.register_fake("fastseg::region_gather")
@@ -179,7 +180,7 @@ def _(features, regions, num_regions, *_):
 
 def _save(ctx, inputs, output):
     features, regions, ctx.num_regions, ctx.reduce = inputs
-    count, mean, _, _, _, argmin, argmax = output
+    mean, _, _, _, count, argmin, argmax = output
     ctx.kind = FLOATS.index(features.dtype) + 1  # the kernels' ScalarKind
     ctx.channels_last = is_channels_last(features)
     ctx.mark_non_differentiable(count, argmin, argmax)
@@ -190,7 +191,7 @@ def _save(ctx, inputs, output):
         ctx.save_for_backward(regions, count, features, mean, argmin, argmax)
 
 
-def _backward(ctx, _, grad_mean, grad_variance, grad_minimum, grad_maximum, *__):
+def _backward(ctx, grad_mean, grad_variance, grad_minimum, grad_maximum, *_):
     regions, count, *others = ctx.saved_tensors
     if all(grad is None for grad in (grad_mean, grad_variance, grad_minimum, grad_maximum)):
         return None, None, None, None
@@ -219,7 +220,7 @@ def _save_gather(ctx, inputs, output):
 def _backward_of_gather(ctx, grad):
     """A table's gradient is the sum over the voxels that took its rows."""
     (regions,) = ctx.saved_tensors
-    table = torch.ops.fastseg.region_pool(grad, regions, ctx.num_regions, _REDUCE.index("sum"))[1]
+    table = torch.ops.fastseg.region_pool(grad, regions, ctx.num_regions, _REDUCE.index("sum"))[0]
     return table.to(ctx.dtype), None, None, None
 
 

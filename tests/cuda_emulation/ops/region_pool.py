@@ -94,7 +94,8 @@ class RegionPool(EmulatedOp):
             inputs |= {"features": Input(ones), "channels": 1, "channels_last": False}
         scratch = self.scratch(inputs, reduce)
         self.call("pool", **inputs, reduce=reduce, count=Output(count), **arrays, scratch=scratch)
-        return count, *results.values()
+        values = list(results.values())
+        return *values[:4], count, *values[4:]
 
     def region_gather(self, table, regions, kind, channels_last):
         dtype, channels = FLOATS[kind - 1], table.shape[2]
