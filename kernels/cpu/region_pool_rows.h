@@ -162,5 +162,31 @@ auto row_of() {
 template <class Real, int kWidth, RegionReduce kReduce>
 using Row = decltype(row_of<Real, kWidth, kReduce>());
 
+// A table: the count of every region, then, group after group, a row per region. One row more than there are
+// regions takes the voxels that count nowhere.
+inline size_t counts_bytes(const RegionLabels& in) { return (size_t(in.num_regions + 1) * 8 + 63) / 64 * 64; }
+
+inline int64_t groups_of(const RegionLabels& in) { return (in.channels + kLanes - 1) / kLanes; }
+
+template <class Real, int kWidth, RegionReduce kReduce>
+constexpr size_t kRowBytes = sizeof(Row<Real, kWidth, kReduce>);
+
+template <class Real>
+size_t row_bytes(RegionReduce reduce, int lanes) {
+  const size_t per_lane = reduce == RegionReduce::kVariance ? kRowBytes<Real, 1, RegionReduce::kVariance>
+                          : reduce == RegionReduce::kMin || reduce == RegionReduce::kMax
+                              ? kRowBytes<Real, 1, RegionReduce::kMin>
+                          : reduce == RegionReduce::kStats ? kRowBytes<Real, 1, RegionReduce::kStats>
+                                                           : kRowBytes<Real, 1, RegionReduce::kMean>;
+  return per_lane * lanes;
+}
+
+// Where the rows of a group lie in the table of its unit; channels last, one unit has all groups.
+template <class Real>
+size_t group_offset(const RegionLabels& in, RegionReduce reduce, int64_t group) {
+  const size_t per_group = row_bytes<Real>(reduce, kLanes) * (in.num_regions + 1);
+  return counts_bytes(in) + (in.channels_last ? group * per_group : 0);
+}
+
 }  // namespace
 }  // namespace fastseg
