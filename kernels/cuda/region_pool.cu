@@ -8,6 +8,7 @@
 // way, over fewer ranges so that all tables stay small beside the features: slower, and as repeatable.
 // Channels last, a warp takes 32 channels, adds up runs of voxels of one label in registers, lane by lane.
 // A second kernel merges the tables of all ranges in order, in float64. Read per voxel: its features once.
+#include "region_pool_count.cuh"
 #include "region_pool_lanes.cuh"
 #include "region_pool_stats.cuh"
 
@@ -21,8 +22,6 @@ constexpr size_t kSharedBytes =
 constexpr int64_t kUnits = 2048;         // blocks, to fill the largest GPUs several times
 constexpr int64_t kFewestVoxels = 4096;  // of a range
 constexpr int64_t kVoxelsPerRow = 4;     // tables stay below the size of the features
-constexpr int kCountedRegions = 8192;    // histograms of this length lie in shared memory
-constexpr int kMergeThreads = 256;
 
 // Resident blocks a multiprocessor must hold: as many as the registers allow without spilling.
 template <class Stat>
@@ -57,6 +56,11 @@ Plan make_plan(const RegionLabels& in, const void* features) {
   return plan;
 }
 
+template <class Stat>
+size_t table_bytes(const RegionLabels& in, const Plan& plan) {
+  return (size_t(plan.units) * in.num_regions * plan.group * sizeof(Stat) + 7) / 8 * 8;
+}
+
 struct Unit {
   int64_t sample, group, begin, end;
 };
@@ -70,7 +74,8 @@ __device__ __forceinline__ Unit unit_of(const RegionLabels& in, const Plan& plan
 
 template <class T, class Stat, bool kShared>
 __global__ void __launch_bounds__(kMostWarps * 32, kMinBlocks<Stat>)
-    pool_kernel(RegionLabels in, const T* features, Plan plan, Stat* tables) {
+    pool_kernel(RegionLabels in, const T* features, Plan plan, const unsigned long long* first,
+                Stat* tables) {
   extern __shared__ double memory[];
   __shared__ uint32_t rows[kTile];
   const Unit unit = unit_of(in, plan, blockIdx.x);
@@ -83,7 +88,9 @@ __global__ void __launch_bounds__(kMostWarps * 32, kMinBlocks<Stat>)
   __syncwarp();
   const T* channel_values = features + (unit.sample * in.channels + (active ? channel : 0)) * in.voxels;
   RealOf<T> shift = 0;
-  if constexpr (Stat::kShifted) shift = shift_of<RealOf<T>>(channel_values);
+  if constexpr (Stat::kShifted) {
+    if (active) shift = shift_of<RealOf<T>>(in, features, unit.sample, channel, first);
+  }
   for (int64_t start = unit.begin; start < unit.end; start += kTile) {
     const int count = int(unit.end - start < kTile ? unit.end - start : kTile);
     __syncthreads();  // all warps are done with the rows of the tile before
@@ -103,7 +110,8 @@ __global__ void __launch_bounds__(kMostWarps * 32, kMinBlocks<Stat>)
 
 template <class T, class Stat, bool kShared>
 __global__ void __launch_bounds__(32)
-    pool_channels_last_kernel(RegionLabels in, const T* features, Plan plan, Stat* tables) {
+    pool_channels_last_kernel(RegionLabels in, const T* features, Plan plan, const unsigned long long* first,
+                              Stat* tables) {
   extern __shared__ double memory[];
   const Unit unit = unit_of(in, plan, blockIdx.x);
   const int lane = threadIdx.x;
@@ -112,10 +120,12 @@ __global__ void __launch_bounds__(32)
   Stat* own = tables + int64_t(blockIdx.x) * in.num_regions * 32 + lane;
   Stat* table = kShared ? reinterpret_cast<Stat*>(memory) + lane : own;
   for (int64_t r = 0; r < in.num_regions; ++r) table[r * 32] = Stat::none();
-  const int64_t first = unit.sample * in.voxels;
-  const T* values = features + first * in.channels + (active ? channel : 0);
+  const int64_t base = unit.sample * in.voxels;
+  const T* values = features + base * in.channels + (active ? channel : 0);
   RealOf<T> shift = 0;
-  if constexpr (Stat::kShifted) shift = shift_of<RealOf<T>>(values);
+  if constexpr (Stat::kShifted) {
+    if (active) shift = shift_of<RealOf<T>>(in, features, unit.sample, channel, first);
+  }
   uint32_t current = kNone;
   Stat run = Stat::none();
   for (int64_t v = unit.begin; v < unit.end; v += kVector) {
@@ -124,7 +134,7 @@ __global__ void __launch_bounds__(32)
 #pragma unroll
     for (int i = 0; i < kVector; ++i) {  // all loads are under way before the first is needed
       const bool inside = v + i < unit.end;
-      row[i] = inside ? row_of(in, first + v + i) : kNone;
+      row[i] = inside ? row_of(in, base + v + i) : kNone;
       value[i] = inside ? to_real<RealOf<T>>(values[(v + i) * in.channels]) : RealOf<T>(0);
     }
 #pragma unroll
@@ -143,40 +153,11 @@ __global__ void __launch_bounds__(32)
   }
 }
 
-// Integers add up to the same in any order, so these may be atomic.
-__global__ void __launch_bounds__(kMergeThreads) count_kernel(RegionLabels in, unsigned long long* counts) {
-  __shared__ unsigned histogram[kCountedRegions];
-  const bool shared = in.num_regions <= kCountedRegions;
-  const int64_t sample = blockIdx.y;
-  unsigned long long* of_sample = counts + sample * in.num_regions;
-  if (shared) {
-    for (int r = threadIdx.x; r < in.num_regions; r += kMergeThreads) histogram[r] = 0;
-  }
-  __syncthreads();  // the histogram is empty
-  const int64_t step = int64_t(gridDim.x) * kMergeThreads;
-  for (int64_t base = int64_t(blockIdx.x) * kMergeThreads; base < in.voxels; base += step) {
-    const int64_t v = base + threadIdx.x;
-    const uint32_t row = v < in.voxels ? row_of(in, sample * in.voxels + v) : kNone;
-    const unsigned same = __match_any_sync(kFull, row);
-    if (row == kNone || (same & ((1u << (threadIdx.x % 32)) - 1u)) != 0) continue;  // the lowest lane adds
-    if (shared) {
-      atomicAdd(&histogram[row], unsigned(__popc(same)));
-    } else {
-      atomicAdd(&of_sample[row], (unsigned long long)__popc(same));
-    }
-  }
-  __syncthreads();  // the histogram is complete
-  if (!shared) return;
-  for (int r = threadIdx.x; r < in.num_regions; r += kMergeThreads) {
-    if (histogram[r]) atomicAdd(&of_sample[r], (unsigned long long)histogram[r]);
-  }
-}
-
 // One thread per region and channel.
 template <class T, class Stat>
 __global__ void __launch_bounds__(kMergeThreads)
-    merge_kernel(RegionLabels in, const T* features, Plan plan, RegionReduce reduce, const Stat* tables,
-                 RegionResults results) {
+    merge_kernel(RegionLabels in, const T* features, Plan plan, RegionReduce reduce,
+                 const unsigned long long* first, const Stat* tables, RegionResults results) {
   using Real = RealOf<T>;
   const int64_t index = int64_t(blockIdx.x) * kMergeThreads + threadIdx.x;
   if (index >= in.batch * in.channels * in.num_regions) return;
@@ -196,10 +177,7 @@ __global__ void __launch_bounds__(kMergeThreads)
   if (results.mean) {
     double shift = 0;
     if constexpr (Stat::kShifted) {
-      shift = count > 0 ? double(shift_of<Real>(
-                              features + (in.channels_last ? sample * in.voxels * in.channels + channel
-                                                           : (sample * in.channels + channel) * in.voxels)))
-                        : 0.0;
+      if (count > 0) shift = double(shift_of<Real>(in, features, sample, channel, first));
     }
     static_cast<Real*>(results.mean)[at] = Real(shift + totals.sum / divisor);
   }
@@ -219,14 +197,18 @@ cudaError_t pool(const RegionLabels& in, const void* values, RegionReduce reduce
   const auto* features = static_cast<const T*>(values);
   auto* tables = static_cast<Stat*>(scratch);
   const Plan plan = make_plan<Stat, T>(in, values);
+  auto* first =
+      reinterpret_cast<unsigned long long*>(static_cast<char*>(scratch) + table_bytes<Stat>(in, plan));
   const int64_t rows = in.batch * in.num_regions, entries = rows * in.channels;
   if (rows == 0) return cudaSuccess;
   cudaError_t status = cudaMemsetAsync(results.count, 0, rows * sizeof(int64_t), stream);
   if (status != cudaSuccess) return status;
+  status = cudaMemsetAsync(first, 0xff, in.batch * sizeof *first, stream);  // beyond any voxel
+  if (status != cudaSuccess) return status;
   if (in.voxels > 0) {
     const int64_t blocks = std::min<int64_t>((in.voxels + kMergeThreads - 1) / kMergeThreads, 256);
     status = launch(count_kernel, dim3(unsigned(blocks), unsigned(in.batch)), kMergeThreads, 0, stream, in,
-                    reinterpret_cast<unsigned long long*>(results.count));
+                    reinterpret_cast<unsigned long long*>(results.count), first);
     if (status != cudaSuccess) return status;
   }
   const size_t bytes = plan.shared ? size_t(in.num_regions) * plan.group * sizeof(Stat) : 0;
@@ -237,10 +219,10 @@ cudaError_t pool(const RegionLabels& in, const void* values, RegionReduce reduce
   status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(kSharedBytes));
   if (status != cudaSuccess) return status;
   status = launch(kernel, unsigned(plan.units), in.channels_last ? 32 : plan.group * 32, bytes, stream, in,
-                  features, plan, tables);
+                  features, plan, first, tables);
   if (status != cudaSuccess) return status;
   return launch(merge_kernel<T, Stat>, unsigned((entries + kMergeThreads - 1) / kMergeThreads), kMergeThreads,
-                0, stream, in, features, plan, reduce, tables, results);
+                0, stream, in, features, plan, reduce, first, tables, results);
 }
 
 // Calls run with a value of the features' type and one of the statistic.
@@ -270,7 +252,7 @@ size_t region_pool_scratch_cuda(const RegionLabels& in, const RegionFeatures& fe
   size_t bytes = 0;
   (void)with_stat(features.kind, reduce, [&](auto type, auto stat) {
     const Plan plan = make_plan<decltype(stat), decltype(type)>(in, features.features);
-    bytes = size_t(plan.units) * in.num_regions * plan.group * sizeof stat;
+    bytes = table_bytes<decltype(stat)>(in, plan) + in.batch * sizeof(unsigned long long);
     return cudaSuccess;
   });
   return bytes;

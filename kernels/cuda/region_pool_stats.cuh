@@ -150,10 +150,16 @@ __device__ __forceinline__ Stat stat_of(Real value, Real shift, int index) {
   return stat;
 }
 
-// What a channel's moments are taken relative to: a common offset of all values then costs no digits.
+// What a channel's moments are taken relative to, so that a common offset of all values costs no digits: its
+// value at the first voxel of the sample that counts, at which no NaN that is skipped can have a say.
 template <class Real, class T>
-__device__ __forceinline__ Real shift_of(const T* first_voxel) {
-  const Real value = to_real<Real>(*first_voxel);
+__device__ __forceinline__ Real shift_of(const RegionLabels& in, const T* features, int64_t sample,
+                                         int64_t channel, const unsigned long long* first) {
+  if (first[sample] >= (unsigned long long)in.voxels) return Real(0);
+  const int64_t voxel = int64_t(first[sample]);
+  const Real value =
+      to_real<Real>(features[in.channels_last ? (sample * in.voxels + voxel) * in.channels + channel
+                                              : (sample * in.channels + channel) * in.voxels + voxel]);
   return value - value == Real(0) ? value : Real(0);  // not NaN, not inf
 }
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fastseg import region_pool, region_stats
 
 from .masked_bce_cases import CHANNELS_LAST, DEVICES, implementations
-from .region_pool_cases import REDUCE, make_case
+from .region_pool_cases import REDUCE, lay_out, make_case
 
 
 def run(features, regions, num_regions, **options):
@@ -32,7 +32,8 @@ def test_nothing_leaks_from_skipped_voxels(impl, device, layout, poison, reduce)
     clean = run(features, regions, 7, reduce=reduce, impl=impl)
     skipped = ((regions < 0) | (regions >= 7)).unsqueeze(1).expand_as(features)
     assert skipped.any()
-    found = run(features.masked_fill(skipped, poison), regions, 7, reduce=reduce, impl=impl)
+    poisoned = lay_out(features.masked_fill(skipped, poison), layout)
+    found = run(poisoned, regions, 7, reduce=reduce, impl=impl)
     assert torch.equal(found[0], clean[0])
     assert torch.equal(found[1], clean[1])
     assert (found[1][skipped] == 0).all()

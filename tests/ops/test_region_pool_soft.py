@@ -19,7 +19,7 @@ FACTORS = {
     "dtype": [torch.float32, torch.float64, torch.bfloat16, torch.float16],
     "assignment_dtype": [torch.float32, torch.bfloat16, torch.float64],
     "parts": [1, 2, 5, 16, 23, 70],
-    "shape": [(2, 3, 5, 7, 11), (1, 8, 4, 8, 16), (2, 35, 9, 25), (2, 1, 300), (1, 70, 3, 3), (1, 4, 1, 1)],
+    "shape": [(2, 3, 5, 7, 11), (1, 8, 4, 8, 16), (2, 35, 9, 25), (2, 1, 300), (1, 70, 3, 3), (1, 4, 1, 2)],
     "layout": ["contiguous", "channels_last", "strided"],
     "grey": [False, True],
     "from_logits": [True, False],

@@ -193,6 +193,12 @@ def _save(ctx, inputs, output):
 
 def _backward(ctx, grad_mean, grad_variance, grad_minimum, grad_maximum, *_):
     regions, count, *others = ctx.saved_tensors
+    # What this reduction does not give has shape (0,), and no gradient, whatever a tracer hands over.
+    if ctx.reduce != _ALL:
+        grad_mean = grad_mean if ctx.reduce <= 2 else None
+        grad_variance = grad_variance if ctx.reduce == 2 else None
+        grad_minimum = grad_minimum if ctx.reduce == 3 else None
+        grad_maximum = grad_maximum if ctx.reduce == 4 else None
     if all(grad is None for grad in (grad_mean, grad_variance, grad_minimum, grad_maximum)):
         return None, None, None, None
     size = count.clamp(min=1).unsqueeze(-1)
