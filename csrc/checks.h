@@ -15,7 +15,7 @@
 #include <string>
 #include <vector>
 
-#include "masked_bce.h"  // ScalarKind
+#include "contract.h"
 
 #if defined(FASTSEG_WITH_CUDA)
 #include <cuda_runtime_api.h>

@@ -38,6 +38,7 @@ PYBIND11_MODULE(_C, module) {
         ops["masked_bce"] = devices;
         ops["patch_entropy"] = devices;
         ops["region_contrast"] = py::make_tuple("cpu");  // and Triton's devices, added from Python
+        ops["region_pool"] = devices;
         info["ops"] = ops;
         return info;
       },

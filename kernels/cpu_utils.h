@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "masked_bce.h"
+#include "contract.h"
 
 #define FASTSEG_ALWAYS_INLINE inline __attribute__((always_inline))
 

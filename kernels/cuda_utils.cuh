@@ -12,7 +12,7 @@
 #include <tuple>
 #include <type_traits>
 
-#include "masked_bce.h"  // ScalarKind
+#include "contract.h"
 
 namespace fastseg {
 
@@ -57,6 +57,27 @@ struct alignas(sizeof(T) * kCount < 16 ? sizeof(T) * kCount : 16) Lanes {
 
 inline bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
+// What values of type T are computed in.
+template <class T>
+using RealOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// Calls run with a value of the type that kind names.
+template <class Run>
+cudaError_t with_type(ScalarKind kind, Run run) {
+  switch (kind) {
+    case ScalarKind::kFloat32:
+      return run(float());
+    case ScalarKind::kFloat64:
+      return run(double());
+    case ScalarKind::kBFloat16:
+      return run(__nv_bfloat16());
+    case ScalarKind::kFloat16:
+      return run(__half());
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
 template <class Real>
 __device__ __forceinline__ Real to_real(float value) {
   return Real(value);
@@ -86,27 +107,7 @@ __device__ __forceinline__ T from_real(Real value) {
 }
 
 template <class T>
-using RealOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-template <class T>
 constexpr int kLanes = 16 / sizeof(T);
-
-// Calls run with a value of the type that a floating kind means.
-template <class Run>
-cudaError_t with_type(ScalarKind kind, Run run) {
-  switch (kind) {
-    case ScalarKind::kFloat32:
-      return run(float());
-    case ScalarKind::kFloat64:
-      return run(double());
-    case ScalarKind::kBFloat16:
-      return run(__nv_bfloat16());
-    case ScalarKind::kFloat16:
-      return run(__half());
-    default:
-      return cudaErrorInvalidValue;
-  }
-}
 
 __device__ __forceinline__ int64_t quotient(int64_t index, int64_t divisor) {
   // 64-bit division takes about 100 instructions, 32-bit division 20.

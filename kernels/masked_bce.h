@@ -9,13 +9,10 @@
 
 #include <cstdint>
 
-#if defined(FASTSEG_WITH_CUDA) || defined(FASTSEG_CUDA_EMULATION)
-#include <driver_types.h>  // cudaError_t, cudaStream_t
-#endif
+#include "contract.h"
 
 namespace fastseg {
 
-enum class ScalarKind : int { kUint8, kFloat32, kFloat64, kBFloat16, kFloat16 };
 enum class BceNormalize : int { kVoxels, kWeight, kTerms, kSum };
 
 struct MaskedBceInputs {

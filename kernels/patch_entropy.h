@@ -10,7 +10,7 @@
 
 #include <cstdint>
 
-#include "masked_bce.h"  // ScalarKind
+#include "contract.h"
 #include "patch_entropy_windows.h"
 
 namespace fastseg {

@@ -5,8 +5,8 @@
 
 #include <cstdint>
 
-#include "masked_bce.h"       // ScalarKind
-#include "masked_bce_math.h"  // FASTSEG_HOST_DEVICE
+#include "contract.h"
+#include "elementary.h"
 
 namespace fastseg {
 

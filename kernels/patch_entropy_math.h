@@ -10,7 +10,7 @@
 
 #include <limits>
 
-#include "masked_bce_math.h"  // exp_negative, log1p_unit, divide
+#include "elementary.h"
 
 namespace fastseg {
 

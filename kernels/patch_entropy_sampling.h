@@ -13,11 +13,8 @@
 
 #include <cstdint>
 
+#include "contract.h"
 #include "philox.h"
-
-#if defined(FASTSEG_WITH_CUDA) || defined(FASTSEG_CUDA_EMULATION)
-#include <driver_types.h>  // cudaError_t, cudaStream_t
-#endif
 
 namespace fastseg {
 

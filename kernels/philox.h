@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "masked_bce_math.h"  // FASTSEG_HOST_DEVICE
+#include "elementary.h"
 
 namespace fastseg {
 

@@ -15,7 +15,7 @@
 
 #include <cstdint>
 
-#include "masked_bce.h"  // ScalarKind
+#include "contract.h"
 
 namespace fastseg {
 

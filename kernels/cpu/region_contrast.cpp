@@ -10,7 +10,7 @@
 #include <cmath>
 #include <limits>
 
-#include "../masked_bce_math.h"  // exp_negative
+#include "../elementary.h"
 #include "region_contrast_tile.h"
 
 namespace fastseg {

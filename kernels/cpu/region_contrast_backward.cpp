@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // region_contrast on the CPU, backward: a tile of products turns into coefficients of the next
 // multiplication.
-#include "../masked_bce_math.h"  // exp_negative
+#include "../elementary.h"
 #include "region_contrast_tile.h"
 
 namespace fastseg {

@@ -9,6 +9,8 @@ from fastseg.ops import (
     BCETerms,
     ContrastRows,
     PatchSamples,
+    RegionStats,
+    SoftRegions,
     WindowEntropy,
     extract_patches,
     gather_rows,
@@ -18,8 +20,11 @@ from fastseg.ops import (
     patch_entropy,
     region_contrast,
     region_contrast_rows,
+    region_pool,
+    region_stats,
     sample_patches,
     sharded_region_contrast,
+    soft_region_pool,
 )
 
 __version__ = _version("fastseg")
@@ -28,6 +33,8 @@ __all__ = [
     "BCETerms",
     "ContrastRows",
     "PatchSamples",
+    "RegionStats",
+    "SoftRegions",
     "WindowEntropy",
     "__version__",
     "build_info",
@@ -40,6 +47,9 @@ __all__ = [
     "patch_entropy",
     "region_contrast",
     "region_contrast_rows",
+    "region_pool",
+    "region_stats",
     "sample_patches",
     "sharded_region_contrast",
+    "soft_region_pool",
 ]

@@ -13,10 +13,17 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from fastseg import masked_weighted_bce
+from fastseg import masked_weighted_bce, region_pool, region_stats, soft_region_pool
 from fastseg import region_contrast as contrast
 
-from . import region_contrast_cases, test_masked_bce, test_region_contrast
+from . import (
+    region_contrast_cases,
+    region_pool_cases,
+    test_masked_bce,
+    test_region_contrast,
+    test_region_pool,
+    test_region_pool_soft,
+)
 from .masked_bce_cases import make_case
 
 # Against the same op's CPU kernel, relative to the largest value. Both are tested elsewhere, to the last digits.
@@ -61,7 +68,53 @@ def region_contrast() -> Iterator[Callable[[str], list[Tensor]]]:
         yield run
 
 
-OPS = {"masked_bce": masked_bce, "region_contrast": region_contrast}
+def gradients(results: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
+    """Results and gradients of their sum, without a kernel of torch's but for the backward pass."""
+    pairs = [(r, torch.ones_like(r, device="cpu").to(r.device)) for r in results if r.requires_grad]
+    values, ones = zip(*pairs, strict=True)
+    return [*(r.detach() for r in results), *torch.autograd.grad(values, tensors, ones)]
+
+
+def hard_region_pool() -> Iterator[Callable[[str], list[Tensor]]]:
+    for number, factors in enumerate(test_region_pool.CASES):
+        options = dict(factors)
+        reduce, num_regions = options.pop("reduce"), options["num_regions"]
+        tensors = region_pool_cases.make_case(**options, seed=number)
+
+        def run(device, tensors=tensors, reduce=reduce, num_regions=num_regions):
+            features, regions = (tensor.to(device) for tensor in tensors)
+            features.requires_grad_()
+            if reduce == "stats":
+                results = region_stats(features, regions, num_regions, impl="fused")[1:]
+            else:
+                results = [region_pool(features, regions, num_regions, reduce=reduce, impl="fused")]
+            return gradients(list(results), [features])
+
+        yield run
+
+
+def soft_pool() -> Iterator[Callable[[str], list[Tensor]]]:
+    for number, factors in enumerate(test_region_pool_soft.CASES):
+        options = dict(factors)
+        settings = {name: options.pop(name) for name in ("from_logits", "variance")}
+        tensors = region_pool_cases.make_soft_case(**options, seed=number)
+        if not settings["from_logits"]:
+            tensors[1] = tensors[1].abs()
+
+        def run(device, tensors=tensors, settings=settings):
+            moved = [None if tensor is None else tensor.to(device).requires_grad_() for tensor in tensors]
+            results = soft_region_pool(*moved[:2], grey=moved[2], **settings, impl="fused")
+            return gradients([r for r in results if r is not None], [t for t in moved if t is not None])
+
+        yield run
+
+
+OPS = {
+    "masked_bce": masked_bce,
+    "region_contrast": region_contrast,
+    "region_pool": hard_region_pool,
+    "soft_region_pool": soft_pool,
+}
 
 
 def compare(found: list[Tensor], expected: list[Tensor]) -> None:

@@ -4,5 +4,6 @@
 from fastseg.nn.masked_bce import MaskedWeightedBCE
 from fastseg.nn.patch_entropy import PatchSampler
 from fastseg.nn.region_contrast import RegionContrast
+from fastseg.nn.region_pool import RegionPool, SoftRegionPool
 
-__all__ = ["MaskedWeightedBCE", "PatchSampler", "RegionContrast"]
+__all__ = ["MaskedWeightedBCE", "PatchSampler", "RegionContrast", "RegionPool", "SoftRegionPool"]

@@ -8,11 +8,15 @@ from fastseg.ops.patch_entropy_crops import extract_patches
 from fastseg.ops.patch_entropy_sampling import PatchSamples, sample_patches
 from fastseg.ops.region_contrast import ContrastRows, region_contrast, region_contrast_rows
 from fastseg.ops.region_contrast_sharded import gather_rows, sharded_region_contrast
+from fastseg.ops.region_pool import RegionStats, region_pool, region_stats
+from fastseg.ops.region_pool_soft import SoftRegions, soft_region_pool
 
 __all__ = [
     "BCETerms",
     "ContrastRows",
     "PatchSamples",
+    "RegionStats",
+    "SoftRegions",
     "WindowEntropy",
     "extract_patches",
     "gather_rows",
@@ -22,6 +26,9 @@ __all__ = [
     "patch_entropy",
     "region_contrast",
     "region_contrast_rows",
+    "region_pool",
+    "region_stats",
     "sample_patches",
     "sharded_region_contrast",
+    "soft_region_pool",
 ]

@@ -9,8 +9,10 @@ from ..build import ROOT, build
 from ..emulator import Emulated
 from .masked_bce import MaskedBCE
 from .patch_entropy import PatchEntropyOps
+from .region_pool import RegionPool
+from .region_pool_soft import SoftRegionPool
 
-OPS = (MaskedBCE, PatchEntropyOps)
+OPS = (MaskedBCE, PatchEntropyOps, RegionPool, SoftRegionPool)
 
 
 class _Every:

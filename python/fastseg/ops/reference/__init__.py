@@ -6,6 +6,11 @@ from fastseg.ops.reference.patch_entropy import patch_entropy_reference
 from fastseg.ops.reference.patch_entropy_crops import extract_patches_reference
 from fastseg.ops.reference.patch_entropy_sampling import sample_patches_reference
 from fastseg.ops.reference.region_contrast import region_contrast_reference
+from fastseg.ops.reference.region_pool import (
+    region_counts_reference,
+    region_pool_reference,
+    soft_region_pool_reference,
+)
 
 __all__ = [
     "extract_patches_reference",
@@ -13,5 +18,8 @@ __all__ = [
     "masked_bce_reference",
     "patch_entropy_reference",
     "region_contrast_reference",
+    "region_counts_reference",
+    "region_pool_reference",
     "sample_patches_reference",
+    "soft_region_pool_reference",
 ]

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""soft_region_pool: moments of features over regions that overlap, each voxel shared out among them."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastseg.ops.dispatch import use_fused
+from fastseg.ops.reference.region_pool import soft_region_pool_reference
+from fastseg.ops.region_pool import check_features, empty_features, is_channels_last
+
+_MAX_PARTS = 256
+
+
+class SoftRegions(NamedTuple):
+    """Of every region: its mass (B, K), the (B, K, C) mean of the features and, if asked for, their variance;
+    and mean and variance (B, K, Cg) of the grey image, if there is one. None where not asked for."""
+
+    mass: Tensor
+    mean: Tensor
+    variance: Tensor | None
+    grey_mean: Tensor | None
+    grey_variance: Tensor | None
+
+
+def soft_region_pool(
+    features: Tensor,
+    assignment: Tensor,
+    *,
+    from_logits: bool = False,
+    variance: bool = False,
+    grey: Tensor | None = None,
+    impl: str = "auto",
+) -> SoftRegions:
+    """Mass, mean and variance of the features of K overlapping regions, in one pass, with the softmax fused.
+
+    With A the assignment, or its softmax over K::
+
+        mass[b, k]        = sum over p of A[b, k, p]
+        mean[b, k, c]     = sum over p of A[b, k, p] * features[b, c, p] / mass[b, k]
+        variance[b, k, c] = sum over p of A[b, k, p] * (features[b, c, p] - mean[b, k, c]) ** 2 / mass[b, k]
+
+    Args:
+        features: (B, C, *S) with 1 to 3 spatial axes, float32, float64, bfloat16 or float16.
+        assignment: (B, K, *S), K from 1 to 256, one of the same dtypes: weights of at least 0, or logits.
+        from_logits: take the softmax of the assignment over K first; it is never stored.
+        variance: also the variance of the features.
+        grey: (B, Cg, *S), one of the same dtypes: further channels, such as the image itself, whose mean and
+            variance are taken in the same pass.
+        impl: "auto" (the fused kernel where there is one, else the reference), "fused" or "reference".
+
+    Returns:
+        SoftRegions(mass, mean, variance, grey_mean, grey_variance), float64 if any argument is, else
+        float32. Differentiable in features, grey and assignment.
+
+    Edge rules:
+        A region of mass 0 has mean and variance 0, with gradient 0. NaN and inf propagate, also from
+        voxels of weight 0 (0 * inf); where the variance is asked for, inf gives NaN.
+
+    Raises:
+        TypeError, ValueError: a wrong type, dtype, shape, device or option.
+
+    Numerics:
+        Products are float32 (float64 for float64 arguments) over a few hundred voxels, float64 beyond on the
+        CPU. For the variance features are taken relative to a mean nearby (of the tile, or on CUDA of the
+        begin of the block's voxels) and merged from parts (Chan et al. 1983). Bit-repeatable, on the CPU for
+        any number of threads. Differentiable any number of times; from the second time on in plain PyTorch.
+
+    Cost:
+        Forward reads assignment and features once (assignment once for every 64 channels on the CPU, for 32
+        on CUDA; features on CUDA once for every 16 regions); backward reads both and writes their gradients.
+        Extra memory O(K C). Contiguous and channels_last(_3d) tensors are read in place, any other layout
+        costs a copy.
+
+    Source:
+        The region pooling of region contrast pretraining: g_k (grey) and r_k (mean) with their gradients
+        dL/df(p) = sum_k A_k(p) / S_k dL/dr_k and dL/dA_k(p) = <f(p) - r_k, dL/dr_k> / S_k.
+    """
+    check_features("features", features)
+    _check_like("assignment", assignment, features)
+    if not 1 <= assignment.shape[1] <= _MAX_PARTS:
+        raise ValueError(f"assignment must have 1 to {_MAX_PARTS} regions, got {assignment.shape[1]}")
+    if grey is not None:
+        _check_like("grey", grey, features)
+    if not use_fused("region_pool", impl, features.device):
+        return _reference(features, assignment, from_logits, variance, grey)
+    mass, mean, spread = torch.ops.fastseg.soft_region_pool(features, grey, assignment, from_logits, variance)
+    if grey is None:
+        return SoftRegions(mass, mean, spread if variance else None, None, None)
+    channels = (features.shape[1], grey.shape[1])
+    mean, grey_mean = mean.split(channels, -1)
+    of_features, of_grey = spread.split(channels, -1) if variance else (None, spread)
+    return SoftRegions(mass, mean, of_features, grey_mean, of_grey)
+
+
+def _reference(features, assignment, from_logits, variance, grey):
+    dtypes = [tensor.dtype for tensor in (features, assignment, grey) if tensor is not None]
+    if torch.float64 in dtypes:
+        features = features.double()
+    results = soft_region_pool_reference(features, assignment, from_logits, variance)
+    if grey is None:
+        return SoftRegions(*results, None, None)
+    if torch.float64 in dtypes:
+        grey = grey.double()
+    return SoftRegions(*results, *soft_region_pool_reference(grey, assignment, from_logits, True)[1:])
+
+
+def _check_like(name: str, tensor: Tensor, features: Tensor) -> None:
+    check_features(name, tensor)
+    if tensor.device != features.device:
+        raise ValueError(f"{name} must be on {features.device}, where features is, got {tensor.device}")
+    batch, _, *spatial = features.shape
+    if (tensor.shape[0], *tensor.shape[2:]) != (batch, *spatial):
+        expected = ", ".join(map(str, (batch, "any", *spatial)))
+        raise ValueError(f"{name} must be (B, any, *S) = ({expected}), got {tuple(tensor.shape)}")
+
+
+def _real(*tensors: Tensor | None) -> torch.dtype:
+    return (
+        torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
+    )
+
+
+@torch.library.register_fake("fastseg::soft_region_pool")
+def _(features, grey, assignment, from_logits, variance):
+    real, (batch, parts) = _real(features, grey, assignment), assignment.shape[:2]
+    of_grey = 0 if grey is None else grey.shape[1]
+    channels = features.shape[1] + of_grey
+
+    def empty(*shape):
+        return torch.empty(shape, dtype=real, device=features.device)
+
+    spread = channels if variance else of_grey
+    return empty(batch, parts), empty(batch, parts, channels), empty(batch, parts, spread)
+
+
+@torch.library.register_fake("fastseg::soft_region_pool_backward")
+def _(features, grey, assignment, from_logits, variance, *rest):
+    def empty(tensor, wanted):
+        if not wanted:
+            return torch.empty(0, dtype=_real(features, grey, assignment), device=features.device)
+        return empty_features(tensor.shape, tensor.dtype, tensor.device, is_channels_last(tensor))
+
+    tensors = (features, grey, assignment)
+    return tuple(empty(tensor, wanted) for tensor, wanted in zip(tensors, rest[4:], strict=True))
+
+
+def _save(ctx, inputs, output):
+    features, grey, assignment, ctx.from_logits, ctx.variance = inputs
+    ctx.save_for_backward(features, grey, assignment, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _tables(mass, mean, spread, grad_mass, grad_mean, grad_spread):
+    """direct, curved, shift and offset of the kernels' SoftGradient, which stands the formulas beside them."""
+    # Features are taken relative to their mean over everything: <f - r, u> as <f, u> - <r, u> would cancel.
+    total = mass.sum(1, keepdim=True)
+    weighted = (mass.unsqueeze(-1) * mean).sum(1)
+    shift = torch.where(total == 0, 0, weighted / torch.where(total == 0, 1, total)).detach()
+    centre = mean - shift.unsqueeze(1)
+    divisor = torch.where(mass == 0, torch.inf, mass).unsqueeze(-1)
+    direct = torch.zeros_like(mean) if grad_mean is None else grad_mean / divisor
+    curved = torch.zeros_like(spread) if grad_spread is None else grad_spread / divisor
+    offset = -(centre * direct).sum(-1)
+    if grad_mass is not None:
+        offset = offset + grad_mass
+    if grad_spread is not None:
+        plain = mean.shape[-1] - spread.shape[-1]
+        bent = centre[..., plain:]
+        offset = offset + ((bent * bent - spread) * curved).sum(-1)
+        direct = torch.cat([direct[..., :plain], direct[..., plain:] - 2 * bent * curved], -1)
+    return direct, curved, shift, offset
+
+
+def _backward(ctx, *grads):
+    features, grey, assignment, *results = ctx.saved_tensors
+    if all(grad is None for grad in grads):
+        return (None,) * 5
+    wanted = tuple(ctx.needs_input_grad[:3])
+    found = torch.ops.fastseg.soft_region_pool_backward(
+        *(features, grey, assignment, ctx.from_logits, ctx.variance), *_tables(*results, *grads), *wanted
+    )
+    return *(grad if want else None for grad, want in zip(found, wanted, strict=True)), None, None
+
+
+def _save_backward(ctx, inputs, output):
+    ctx.from_logits = inputs[3]
+    ctx.save_for_backward(*inputs[:3], *inputs[5:9])
+    ctx.set_materialize_grads(False)
+
+
+def _gradient(features, grey, assignment, from_logits, direct, curved, shift, offset):
+    """What the backward kernel computes, in PyTorch: the gradients of features, grey and assignment."""
+    values = features if grey is None else torch.cat([features.to(direct.dtype), grey.to(direct.dtype)], 1)
+    distance = values.flatten(2).to(direct.dtype) - shift.unsqueeze(-1)
+    weights = assignment.flatten(2).to(direct.dtype)
+    if from_logits:
+        weights = weights.softmax(1)
+    plain = direct.shape[-1] - curved.shape[-1]
+    bent = distance[:, plain:]
+    of_values = torch.einsum("bkn,bkc->bcn", weights, direct)
+    of_weights = offset.unsqueeze(-1) + torch.einsum("bkc,bcn->bkn", direct, distance)
+    if curved.shape[-1]:
+        of_bent = 2 * bent * torch.einsum("bkn,bkc->bcn", weights, curved)
+        of_values = torch.cat([of_values[:, :plain], of_values[:, plain:] + of_bent], 1)
+        of_weights = of_weights + torch.einsum("bkc,bcn->bkn", curved, bent * bent)
+    if from_logits:
+        of_weights = weights * (of_weights - (weights * of_weights).sum(1, keepdim=True))
+    channels = features.shape[1]
+    of_grey = None if grey is None else of_values[:, channels:].reshape(grey.shape).to(grey.dtype)
+    of_features = of_values[:, :channels].reshape(features.shape).to(features.dtype)
+    return of_features, of_grey, of_weights.reshape(assignment.shape).to(assignment.dtype)
+
+
+def _second_backward(ctx, *grads):
+    # Views, so that the gradients found here are of these tensors alone; all but shift, on which nothing depends.
+    third = torch.is_grad_enabled()
+    with torch.enable_grad():
+        views = [
+            tensor
+            if tensor is None
+            else (tensor if tensor.requires_grad else tensor.detach()).view_as(tensor)
+            for tensor in ctx.saved_tensors
+        ]
+        for view in views:
+            if view is not None and not view.requires_grad:
+                view.requires_grad_()
+        found = _gradient(*views[:3], ctx.from_logits, *views[3:])
+        pairs = [(value, grad) for value, grad in zip(found, grads, strict=True) if grad is not None]
+        order = (*views[:5], views[6])
+        second = iter(
+            torch.autograd.grad(
+                [value for value, _ in pairs],
+                [view for view in order if view is not None],
+                [grad for _, grad in pairs],
+                create_graph=third,
+                allow_unused=True,
+            )
+        )
+    features, grey, assignment, direct, curved, offset = (v if v is None else next(second) for v in order)
+    return features, grey, assignment, None, None, direct, curved, None, offset, None, None, None
+
+
+torch.library.register_autograd("fastseg::soft_region_pool", _backward, setup_context=_save)
+torch.library.register_autograd(
+    "fastseg::soft_region_pool_backward", _second_backward, setup_context=_save_backward
+)

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What only the emulation can say of region pooling's CUDA kernels: ranges that are merged, tables too large for
+shared memory, the same bits in every order of threads."""
+
+import pytest
+import torch
+
+from fastseg import region_pool, region_stats, soft_region_pool
+
+from ..ops.region_pool_cases import REDUCE, make_case, make_soft_case
+from .build import missing
+from .ops import EmulatedOps
+
+pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+SEEDS = range(3)
+
+
+def both(function, libraries, seed=0):
+    with EmulatedOps(libraries, seed):
+        ours = function("fused")
+    return ours, function("reference")
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("num_regions", [5, 2400, 20000])
+def test_ranges_and_tables_of_every_size(libraries, num_regions, layout):
+    """Three ranges of 5 regions; 2400 in shared memory for sums but not for all statistics; 20000 never."""
+    shape = (1, 2, 97, 128) if num_regions == 5 else (1, 2, 16, 16)
+    case = make_case(shape, torch.float32, num_regions, "random", torch.int32, layout)
+    for reduce in ("mean", "stats"):
+
+        def pool(impl, reduce=reduce):
+            features = case[0].clone(memory_format=torch.preserve_format).requires_grad_()
+            if reduce == "mean":
+                results = [region_pool(features, case[1], num_regions, impl=impl)]
+            else:
+                results = list(region_stats(features, case[1], num_regions, impl=impl))
+            sum((value * value).sum() for value in results if value.is_floating_point()).backward()
+            return *results, features.grad
+
+        ours, truth = both(pool, libraries)
+        torch.testing.assert_close(ours, truth, rtol=1e-4, atol=1e-5)
+
+
+def same_bits(function, libraries):
+    results = []
+    for seed in SEEDS:
+        with EmulatedOps(libraries, seed):
+            results.append(function())
+    for again in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(again, results[0], strict=True))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("reduce", REDUCE)
+def test_the_same_bits_in_every_order(libraries, reduce, layout):
+    features, regions = make_case((1, 9, 45, 100), torch.float32, 6, "random", torch.uint8, layout)
+    same_bits(lambda: [region_pool(features, regions, 6, reduce=reduce, impl="fused")], libraries)
+
+
+def test_the_same_soft_bits_in_every_order(libraries):
+    features, logits, grey = make_soft_case(
+        (1, 3, 70, 71), torch.float32, 5, torch.float32, True, "contiguous"
+    )
+    options = {"from_logits": True, "variance": True, "grey": grey}
+    same_bits(lambda: list(soft_region_pool(features, logits, **options, impl="fused")), libraries)
+    ours, truth = both(lambda impl: soft_region_pool(features, logits, **options, impl=impl), libraries)
+    torch.testing.assert_close(tuple(ours), tuple(truth), rtol=1e-4, atol=1e-5)
