@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import subprocess
 import sys
@@ -15,9 +16,7 @@ WORKER = [sys.executable, "-m", "tests.train.worker"]
 
 
 def start(count: int, command: list[str]) -> list[subprocess.Popen[str]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(_free_port())
     shared = {**ENVIRONMENT, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return [
         subprocess.Popen(
@@ -47,3 +46,12 @@ def finish(processes: list[subprocess.Popen[str]], timeout: float = 120) -> list
 def launch(count: int, *arguments: object) -> list[Finished]:
     """Run ``tests.train.worker`` with these arguments in so many processes."""
     return finish(start(count, [*WORKER, *map(str, arguments)]))
+
+
+def _free_port() -> int:
+    # Below those that the system gives to outgoing connections, one of which may take a port as soon as it is free.
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port

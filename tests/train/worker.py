@@ -123,7 +123,7 @@ class Trouble(Task):
 
     def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         if step == 3 and self.ranks.first and self.how == "stuck":
-            time.sleep(60)  # as in an operation of a GPU that waits for the other
+            time.sleep(600)  # as in an operation of a GPU that waits for the other
         if step == 3 and self.ranks.rank == self.ranks.count - 1:
             if self.how in ("input", "stuck"):
                 raise InputError("volume 7 is made of cheese")

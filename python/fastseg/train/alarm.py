@@ -86,6 +86,15 @@ class Alarm:
         self.silent.set()
         self.thread.join()
 
+    def part(self) -> None:
+        """At the end of the run, on all processes: stop looking. The first, which may hold the store, goes last."""
+        self.silence()
+        with contextlib.suppress(*_STORE_GONE):
+            if self.rank == 0:
+                self._wait_for_the_others()
+            else:
+                self.store.add(_HEARD, 1)
+
     def meaning_of(self, error: Exception) -> Exception:
         """An InputError where ``error`` is how torch tells of a process that is gone. If that process left a reason,
         this call does not return."""

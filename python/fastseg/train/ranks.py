@@ -120,7 +120,7 @@ def join(device: str = "auto") -> Iterator[Ranks]:
         ranks.any(False)
     except Exception as error:
         alarm.ring(alarm.meaning_of(error))
-    alarm.silence()
+    alarm.part()
     dist.destroy_process_group()
     if stopped is not None:
         raise stopped
