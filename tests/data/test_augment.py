@@ -167,18 +167,14 @@ def test_symmetries_within_the_resampling_are_the_exact_ones(
     right_angle(Move(order, flips, np.eye(3)), plain, (8, 10, 12), (6, 6, 6))
     zero = Displacement(np.zeros((3, 2, 3, 2), np.float32))
     right_angle(Move(order, flips, np.eye(3), zero), plain, (6, 6, 6), (6, 6, 6))
-    # A displacement moves with the specimen: shifted by one voxel along z of the patch, then turned.
-    shift = np.zeros((3, 2, 2, 2), np.float32)
-    shift[0] = 1
-    raw = noise(1, 1, 8, 6, 6)
-    batch = make_batch(raw)
-    shifted = make_batch(raw[:, :, 1:].contiguous())
-    shifted.target[...] = batch.target[:, :, 1:]
-    one = move(
-        batch.raw, batch.target, batch.codes, [Move(order, flips, np.eye(3), Displacement(shift))], (6, 6, 6)
-    )
-    two = move(batch.raw[:, :, 2:], batch.target[:, :, 2:], batch.codes[:, :, 2:], [plain], (6, 6, 6))
-    assert torch.equal(one[1], two[1])
+    # A displacement is one of the specimen: displaced, then turned, is the same as both at once.
+    field = Displacement(np.random.default_rng(0).normal(0, 1.5, (3, 3, 4, 2)).astype("f4"))
+    batch = make_batch(noise(1, 1, 10, 10, 10))
+    tensors = (batch.raw, batch.target, batch.codes)
+    at_once = move(*tensors, [Move(order, flips, np.eye(3), field)], (6, 6, 6))
+    displaced = move(*tensors, [Move((0, 1, 2), (False,) * 3, np.eye(3), field)], (6, 6, 6))
+    assert torch.equal(at_once[1], move(*displaced, [plain], (6, 6, 6))[1])
+    assert not torch.equal(at_once[1], move(*tensors, [plain], (6, 6, 6))[1])
 
 
 @pytest.mark.parametrize(
@@ -296,3 +292,12 @@ def test_autocast_of_a_training_step_does_not_round_the_image() -> None:
     plain = augment(make_batch(raw), settings_, (4, 8, 8), 0)[0]
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(augment(make_batch(raw), settings_, (4, 8, 8), 0)[0], plain)
+
+
+def test_a_single_slice_is_moved_within_itself() -> None:
+    settings_ = replace(NONE, elastic=1.5, elastic_grid=6, rotate=180.0, tilt=45.0, probability=ALWAYS)
+    patch = (1, 12, 12)
+    extent = [p + 2 * m for p, m in zip(patch, settings_.margin(patch, [CUBE]), strict=True)]
+    assert extent[0] == 1
+    codes = augment(make_batch(noise(8, 1, 1, extent[1] + 8, extent[2] + 8)), settings_, patch, 0)[2]
+    assert codes.all()

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from fastseg.data.intensity import Intensity, measure_intensity
+from fastseg.data.intensity import Intensity, measure_intensity, scale_intensity
 from fastseg.data.volumes import open_volume
 from tests.data.scenes import SHAPE, stored
 
@@ -39,3 +40,14 @@ def test_constant_volume_has_finite_scale(tmp_path: Path) -> None:
     assert measure_intensity(stored(tmp_path, "v", np.full(SHAPE, 7, "u1")), "range") == Intensity(
         (0.0,), (1 / 255,)
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float32])
+def test_scaling_is_by_sample_and_channel_and_leaves_what_it_reads(dtype: torch.dtype) -> None:
+    raw = torch.arange(16).reshape(2, 2, 1, 2, 2).to(dtype)
+    before, shift, scale = raw.clone(), torch.tensor([[1.0, 2], [3, 4]]), torch.tensor([[0.5, 2], [1, 3]])
+    scaled = scale_intensity(raw, shift, scale)
+    assert scaled.dtype == torch.float32
+    assert torch.equal(scaled[1, 0], before[1, 0].float() - 3)
+    assert torch.equal(scaled[0, 1], (before[0, 1].float() - 2) * 2)
+    assert torch.equal(raw, before)

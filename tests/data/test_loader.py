@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from pathlib import Path
 
 import numpy as np
@@ -146,7 +147,23 @@ def test_buffers_are_reused_and_bounded(scene: AnnotatedVolume, monkeypatch: pyt
     assert len(loader.ring.free) == loader.threads + 2
 
 
-def test_loader_that_is_left_early_ends_its_threads(scene: AnnotatedVolume) -> None:
+def test_loader_that_is_left_early_reads_no_further(
+    scene: AnnotatedVolume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    def slow(*_: object) -> None:
+        started.append(1)
+        time.sleep(0.05)
+
+    monkeypatch.setattr("fastseg.data.loader.read_mirrored", slow)
+    batches = make_loader(scene, make_sampler(scene), threads=1).batches(0, 10)
+    next(batches)
+    batches.close()
+    assert len(started) <= 4  # the first batch, and what was being read
+
+
+def test_loader_that_is_left_early_can_be_used_again(scene: AnnotatedVolume) -> None:
     loader = make_loader(scene, make_sampler(scene), threads=2)
     batches = loader.batches(0, 10**9)
     first = next(batches)
@@ -169,7 +186,7 @@ def test_volumes_of_several_dtypes_meet_in_one_that_holds_them(tmp_path: Path) -
     labels = stored(tmp_path, "labels", np.ones(SHAPE, "u1"))
     volumes = [
         AnnotatedVolume(stored(tmp_path, f"raw{d}", np.full(SHAPE, 200, d)), labels)
-        for d in ("u1", "i2", "i4", "f4")
+        for d in ("u1", "u2", "i4", "f4")
     ]
     intensities = [Intensity((float(i),), (1.0,)) for i in range(4)]
 
@@ -194,7 +211,7 @@ def test_volumes_of_several_dtypes_meet_in_one_that_holds_them(tmp_path: Path) -
     streamed, resident = loaders([0, 1])
     assert isinstance(resident, ResidentLoader)
     one, two = streamed.load(0), resident.load(0)
-    assert one.raw.dtype == torch.int16
+    assert one.raw.dtype == torch.uint16
     assert same(one, two)
     assert set(one.shift.flatten().tolist()) == {0.0, 1.0}
     with pytest.raises(InputError, match=r"must have dtypes that fit in 4 bytes together, got .*rawi4\.npy"):

@@ -50,7 +50,7 @@ def test_check_says_how_patches_come(config: Path) -> None:
     ]
     streamed = fastseg("check", config, *turned)
     assert streamed.returncode == 0, streamed.stderr
-    assert "patches: (2, 10, 10) (z, y, x) read by 2 threads, 4 from a block of chunks" in streamed.stdout
+    assert "patches: (2, 12, 12) (z, y, x) read by 2 threads, 4 from a block of chunks" in streamed.stdout
     assert "are large beside the patch" in streamed.stdout
 
 

@@ -116,12 +116,11 @@ def _augment(batch: Batch, settings: Augmentation, patch: Box, seed: int) -> tup
             augment_geometry.centre(t, patch) for t in (batch.raw, batch.target, batch.codes)
         )
         return scale_intensity(raw, batch.shift, batch.scale), target, codes
-    channels = batch.raw.shape[1]
     moves, changes = [], []
     for place, voxel_size in zip(batch.places, batch.voxel_size, strict=True):
         rng = np.random.default_rng((seed, batch.step, place, _AUGMENT))
         moves.append(_draw_move(settings, patch, voxel_size, rng))
-        changes.append(_draw_change(settings, channels, patch, voxel_size, rng))
+        changes.append(_draw_change(settings, patch, voxel_size, rng))
     raw, target, codes = augment_geometry.move(batch.raw, batch.target, batch.codes, moves, patch)
     image = scale_intensity(raw, batch.shift, batch.scale)
     return augment_intensity.change(image, changes), target, codes
@@ -167,7 +166,7 @@ def _draw_symmetry(
 
 
 def _draw_change(
-    settings: Augmentation, channels: int, patch: Box, voxel_size: np.ndarray, rng: np.random.Generator
+    settings: Augmentation, patch: Box, voxel_size: np.ndarray, rng: np.random.Generator
 ) -> Change:
     chance = settings.probability
     shares = (chance.gamma, chance.contrast, chance.brightness, chance.noise, chance.blur, chance.missing)
@@ -175,6 +174,7 @@ def _draw_change(
     exponent, factor, offset = rng.uniform(-1, 1), rng.standard_normal(), rng.standard_normal()
     deviation, width, dark = rng.random(), rng.random(), rng.random() < 0.5
     length, where, seed = rng.random(), rng.random(), int(rng.integers(2**63))
+    widest = settings.blur if blur else 0.0
     sections = (0, 0)
     if missing and settings.missing and patch[0] > 1:
         count = min(1 + int(length * settings.missing), patch[0] - 1)
@@ -185,9 +185,7 @@ def _draw_change(
         factor=float(1 + settings.contrast * factor) if contrast else 1.0,
         offset=float(settings.brightness * offset) if brightness else 0.0,
         noise=float(settings.noise * deviation) if noise else 0.0,
-        blur=tuple(map(float, settings.blur * width * voxel_size.min() / voxel_size))
-        if blur
-        else (0.0, 0.0, 0.0),
+        blur=tuple(map(float, widest * width * voxel_size.min() / voxel_size)),
         sections=sections,
         dark=bool(dark),
         seed=seed,

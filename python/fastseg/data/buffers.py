@@ -63,10 +63,8 @@ class Buffer:
                 ring.put(self)
 
         lent = {name: array[...] for name, array in self.arrays.items()}
-        for view in lent.values():
-            weakref.finalize(
-                view, give_back
-            ).atexit = False  # a tensor's storage holds the very view it is made of
+        for view in lent.values():  # which a tensor's storage holds as long as anything refers to it
+            weakref.finalize(view, give_back).atexit = False
         return {name: torch.from_numpy(view) for name, view in lent.items()}
 
 
