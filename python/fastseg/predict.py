@@ -95,6 +95,8 @@ def predict_to_file(
     predictions = predict_blocks(volume, network, tiling, device=device)
     first = next(predictions)
     classes = len(first[2])
+    predictions = itertools.chain([first], predictions)
+    del first  # its memory goes with it when it is written
     leading = (classes,) if classes > 1 else ()
     kinds = {"segmentation": np.uint8} | ({"probability": np.float16} if probability else {})
     specs = {
@@ -108,7 +110,7 @@ def predict_to_file(
         for name, dtype in kinds.items()
     }
     with open_output(path, specs, blocks=list(_blocks(volume.shape, tiling.block_voxels))) as output:
-        for start, stop, values in itertools.chain([first], predictions):
+        for start, stop, values in predictions:
             arrays = {"segmentation": (values >= threshold).cpu().numpy()}
             if probability:
                 arrays["probability"] = values.half().cpu().numpy()

@@ -49,6 +49,10 @@ NUMBERS = [
 ]
 
 
+def values(dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    return (np.random.default_rng(0).random(shape) * 127 - (np.dtype(dtype).kind in "if") * 60).astype(dtype)
+
+
 def _hdf5(path: Path, array: np.ndarray, chunks: Any, options: dict[str, Any]) -> str:
     with h5py.File(path / "v.h5", "w", libver=options.pop("libver")) as file:
         if options.pop("contiguous"):
