@@ -138,6 +138,16 @@ def test_forked_and_spawned_processes_read(tmp_path: Path) -> None:
             assert np.array_equal(found, volume[:])
 
 
+@pytest.mark.skipif("szip" not in h5py.filters.encode, reason="this h5py cannot write szip")
+@pytest.mark.parametrize("dtype", ["u1", ">u2", "f4"])
+def test_szip(tmp_path: Path, dtype: str) -> None:
+    """A case of its own: szip refuses chunks of less than a block of its own."""
+    array = values(dtype, (9, 20, 33))
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        file.create_dataset("raw", data=array, chunks=(4, 8, 16), compression="szip")
+    assert np.array_equal(open_volume(tmp_path / "v.h5")[1:8, 3:19, 5:30][0], array[1:8, 3:19, 5:30])
+
+
 def test_absent_filters_are_named(tmp_path: Path) -> None:
     """In a process of its own: a filter stays registered once hdf5plugin is imported."""
     array = values("u2", (4, 5, 6))
