@@ -8,7 +8,7 @@ Names say patch / stride. Without a gradient, as windows are scored to be sample
 
 import torch
 import torch.nn.functional as F
-from harness import Case, Op, main
+from harness import TOLERANCE, Case, Op, main
 
 import fastseg
 
@@ -99,7 +99,11 @@ def bytes_moved(case, inputs):
     return inputs[0].nbytes, 2 * inputs[0].nbytes
 
 
-OP = Op("patch_entropy", CASES, CONTESTANTS, make, make_inputs, expected, bytes_moved)
+# avg_pool3d adds 32^3 voxels in float32, one after the other, which leaves an error of 1.5e-5.
+OP = Op(
+    *("patch_entropy", CASES, CONTESTANTS, make, make_inputs, expected, bytes_moved),
+    tolerance=TOLERANCE | {torch.float32: 3e-5},
+)
 
 if __name__ == "__main__":
     main([OP])
