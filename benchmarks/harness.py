@@ -14,8 +14,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -50,14 +50,15 @@ class Op:
     make_inputs: Callable[[Case, str], tuple[Tensor, ...]]
     expected: Callable[[Case, tuple[Tensor, ...]], list[Tensor]]  # float64: results, then gradients
     bytes_moved: Callable[[Case, tuple[Tensor, ...]], tuple[int, int]]  # at least, forward and backward
+    tolerance: Mapping[torch.dtype, float] = field(default_factory=lambda: TOLERANCE)
 
 
 class Disagreement(Exception):
     pass
 
 
-def check(function, inputs, expected: list[Tensor], dtype: torch.dtype) -> None:
-    """Results and gradients within TOLERANCE of the largest value of what is expected; NaN never is."""
+def check(function, inputs, expected: list[Tensor], tolerance: float) -> None:
+    """Results and gradients within the tolerance of the largest value of what is expected; NaN never is."""
     found = [*step(function, inputs), *(tensor.grad for tensor in leaves(inputs))]
     for number, (value, truth) in enumerate(zip(found, expected, strict=True)):
         scale = truth.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
@@ -67,7 +68,7 @@ def check(function, inputs, expected: list[Tensor], dtype: torch.dtype) -> None:
                 value.detach().reshape(-1).split(2**27), truth.reshape(-1).split(2**27), strict=True
             )
         )
-        if not error <= TOLERANCE[dtype]:
+        if not error <= tolerance:
             raise Disagreement(f"result {number} is off by {error:.2g} of its largest value")
 
 
@@ -90,7 +91,7 @@ def run_case(op: Op, case: Case, options: argparse.Namespace) -> tuple[list[dict
     for name in op.contestants:
         try:
             function = op.make(name, case)
-            check(function, inputs, expected, case.dtype)
+            check(function, inputs, expected, op.tolerance[case.dtype])
             if not options.no_memory and device == "cuda":
                 peaks[name] = peak_memory(function, inputs, device)
             functions[name] = function

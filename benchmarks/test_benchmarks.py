@@ -23,7 +23,7 @@ def test_step(benchmark, name, contestant):
         function = op.make(contestant, case)
     except ImportError as error:
         pytest.skip(str(error))
-    check(function, inputs, op.expected(case, inputs), case.dtype)
+    check(function, inputs, op.expected(case, inputs), op.tolerance[case.dtype])
 
     def whole_step():
         step(function, inputs)

@@ -13,18 +13,28 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from fastseg import masked_weighted_bce, region_pool, region_stats, soft_region_pool
+from fastseg import (
+    extract_patches,
+    masked_weighted_bce,
+    patch_entropy,
+    region_pool,
+    region_stats,
+    sample_patches,
+    soft_region_pool,
+)
 from fastseg import region_contrast as contrast
 
 from . import (
     region_contrast_cases,
     region_pool_cases,
     test_masked_bce,
+    test_patch_entropy,
     test_region_contrast,
     test_region_pool,
     test_region_pool_soft,
 )
 from .masked_bce_cases import make_case
+from .patch_entropy_cases import make_mask, make_values, with_gradient
 
 # Against the same op's CPU kernel, relative to the largest value. Both are tested elsewhere, to the last digits.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-3}
@@ -47,6 +57,38 @@ def masked_bce() -> Iterator[Callable[[str], list[Tensor]]]:
             grad = torch.ones_like(result, device="cpu").to(device)
             (gradient,) = torch.autograd.grad(result, arguments["logits"], grad)
             return [result.detach(), gradient]
+
+        yield run
+
+
+def patch_entropy_cases() -> Iterator[Callable[[str], list[Tensor]]]:
+    """Scores and their gradient; then windows drawn, cut out, and put back."""
+    for number, case in enumerate(test_patch_entropy.CASES):
+        shape, patch, stride = case["geometry"]
+        options = {"mode": case["mode"], "from_logits": case["from_logits"]}
+        values = make_values(shape, case["dtype"], **options, seed=number)
+        mask = make_mask(shape, case["mask"], case["mode"], seed=number)
+
+        def run(device, values=values, mask=mask, patch=patch, stride=stride, options=options):
+            mask = None if mask is None else mask.to(device)
+            found = with_gradient(
+                patch_entropy, values.to(device), patch, stride, mask=mask, impl="fused", **options
+            )
+            return [value.nan_to_num(0) for value in found]
+
+        yield run
+    draw = torch.Generator().manual_seed(0)
+    scores = torch.rand((2, 3, 5, 300), generator=draw), torch.rand((2, 3, 5, 300), generator=draw)
+    volume = torch.rand((2, 2, 20, 400), generator=draw)
+    for strategy, replacement in (("probabilistic", True), ("probabilistic", False), ("lowest", True)):
+
+        def run(device, strategy=strategy, replacement=replacement):
+            leaf = volume.to(device).requires_grad_()
+            options = {"seed": 3, "strategy": strategy, "replacement": replacement, "impl": "fused"}
+            samples = sample_patches(*(score.to(device) for score in scores), 20, **options)
+            patches = extract_patches(leaf, samples.corners, (16, 100), impl="fused")
+            (gradient,) = torch.autograd.grad(patches, leaf, torch.ones_like(patches))
+            return [samples.index.double(), samples.parity.double(), patches.detach(), gradient]
 
         yield run
 
@@ -111,6 +153,7 @@ def soft_pool() -> Iterator[Callable[[str], list[Tensor]]]:
 
 OPS = {
     "masked_bce": masked_bce,
+    "patch_entropy": patch_entropy_cases,
     "region_contrast": region_contrast,
     "region_pool": hard_region_pool,
     "soft_region_pool": soft_pool,

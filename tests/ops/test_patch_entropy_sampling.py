@@ -186,14 +186,15 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("options", SETTINGS, ids=lambda o: f"{o['strategy']}-{o['replacement']}")
-@pytest.mark.parametrize("windows", [(1,), (13, 13), (2, 3, 700)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("windows", "dtype"), [((1,), torch.float32), ((13, 13), torch.float64), ((2, 3, 200), torch.float32)]
+)
 @pytest.mark.parametrize(("impl", "device"), [("fused", device) for device in DEVICES])
-def test_the_same_windows_everywhere(impl, device, dtype, windows, options):
+def test_the_same_windows_everywhere(impl, device, windows, dtype, options):
     """To the last bit, with ties, and with more draws than windows."""
-    entropy, confidence = some_scores((2, 3, *windows), seed=8)
+    entropy, confidence = some_scores((1, 2, *windows), seed=8)
     entropy = ((20 * entropy).round() / 20).to(dtype)
-    for n in (1, 40, 200):
+    for n in (1, 30, 200) if len(windows) < 3 else (30,):
         expected = sample_patches(entropy, confidence, n, seed=77, stride=3, impl="reference", **options)
         found = sample_patches(
             entropy.to(device), confidence.to(device), n, seed=77, stride=3, impl=impl, **options
