@@ -12,9 +12,9 @@ namespace {
 struct Gradient {
   Tensor features, regions, grad_features;
   std::vector<Tensor> tables;
-  RegionLabels labels;
-  RegionFeatures inputs;
-  RegionGradient pointers;
+  RegionLabels labels{};
+  RegionFeatures inputs{};
+  RegionGradient pointers{};
 };
 
 const void* add_table(Gradient& gradient, const char* name, const OptionalTensor& table, const Shape& shape,

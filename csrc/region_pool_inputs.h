@@ -60,8 +60,8 @@ RegionLabels labels_of(const Tensor& regions, int64_t channels, int64_t num_regi
 struct Prepared {
   Tensor features, regions;
   MemoryFormat format;
-  RegionLabels labels;
-  RegionFeatures inputs;
+  RegionLabels labels{};
+  RegionFeatures inputs{};
 };
 
 Prepared prepare(const Tensor& features, const Tensor& regions, int64_t num_regions) {

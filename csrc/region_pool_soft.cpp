@@ -30,7 +30,7 @@ MemoryFormat layout_of(const Tensor& tensor) {
 struct Prepared {
   Tensor features, grey, assignment;
   MemoryFormat layouts[3];
-  SoftInputs inputs;
+  SoftInputs inputs{};
   ScalarType real;
 };
 

@@ -276,32 +276,6 @@ def test_two_processes_predict_one_volume(trained: Path) -> None:
     assert shared.read_bytes() == alone.read_bytes()
 
 
-def test_bench_writes_the_rates_of_the_pipeline(trained: Path) -> None:
-    record = trained / "pipeline.json"
-    done = fastseg("bench", trained / "run.yaml", "--pipeline", "--seconds", 0.5, "--json", record)
-    assert done.returncode == 0, done.stderr
-    assert [line.split("  ")[0] for line in done.stdout.splitlines()[2:5]] == [
-        "loader only", "model only", "end to end"
-    ]  # fmt: skip
-    rates = json.loads(record.read_text())
-    patch = rates["config"]["data"]["patch"]
-    for stage in ("loader", "model", "end_to_end"):
-        assert rates[stage]["patches_per_second"] > 0
-        voxels = rates[stage]["voxels_per_second"] / rates[stage]["patches_per_second"]
-        assert voxels == pytest.approx(patch[0] * patch[1] * patch[2])
-    assert "say what to time" in fastseg("bench", trained / "run.yaml").stderr
-
-
-def test_check_names_chunks_that_are_large_beside_the_patch(tmp_path: Path) -> None:
-    config = make_project(tmp_path)
-    options = ("--seconds", 0, config, "data.resident=false", "network.pooling=[[1, 2, 2]]")
-    small = fastseg("check", *options, "data.patch=[2, 8, 8]").stdout
-    assert "trouble: phantoms.h5:/raw: chunks (8, 32, 32) are large beside the patch" in small.replace(
-        f"{tmp_path}/", ""
-    )
-    assert "trouble" not in fastseg("check", *options).stdout
-
-
 def test_raw_and_output_go_together_and_differ(trained: Path) -> None:
     done = fastseg("predict", trained / "run", "--raw", "x.tif")
     assert (done.returncode, "--raw and --output go together" in done.stderr) == (2, True)

@@ -16,9 +16,9 @@ from fastseg.data.intensity import Mode
 from fastseg.data.patches import Sampling
 from fastseg.errors import InputError
 from fastseg.nets.unet import Norm
-from fastseg.predict import Flips, Tiling
 from fastseg.train.augment_config import AugmentConfig
-from fastseg.train.section import NotNegative, Positive, Section, Share
+from fastseg.train.predict_config import PredictConfig
+from fastseg.train.section import NotNegative, Positive, Section
 
 Range = tuple[Annotated[int, Field(ge=0)], Positive]
 
@@ -140,18 +140,6 @@ class TrainConfig(Section):
     @classmethod
     def _off_by_one_word(cls, value: Any) -> Any:
         return {"enabled": False} if value == "none" else value
-
-
-class PredictConfig(Section):
-    overlap: Annotated[float, Field(ge=0, le=0.9)] = Tiling.overlap
-    threshold: Share = 0.5
-    flips: Flips = "none"
-    skip_below: float | None = None  # windows whose raw values all lie at or below it are background
-    batch: Positive | Literal["auto"] = "auto"
-    block_voxels: Annotated[int, Field(ge=1 << 15)] = Tiling.block_voxels
-    probability: bool = True
-    format: Literal["h5", "zarr"] = "h5"
-    checkpoint: Literal["best", "newest"] = "best"
 
 
 class Config(Section):

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""fastseg bench and what fastseg check says of speed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.project import fastseg, make_project
+
+
+def test_bench_writes_the_rates_of_the_pipeline(tmp_path: Path) -> None:
+    config = make_project(tmp_path)
+    record = tmp_path / "pipeline.json"
+    done = fastseg("bench", config, "--pipeline", "--seconds", 0.5, "--json", record)
+    assert done.returncode == 0, done.stderr
+    assert [line.split("  ")[0] for line in done.stdout.splitlines()[2:5]] == [
+        "loader only", "model only", "end to end"
+    ]  # fmt: skip
+    rates = json.loads(record.read_text())
+    patch = rates["config"]["data"]["patch"]
+    for stage in ("loader", "model", "end_to_end"):
+        assert rates[stage]["patches_per_second"] > 0
+        voxels = rates[stage]["voxels_per_second"] / rates[stage]["patches_per_second"]
+        assert voxels == pytest.approx(patch[0] * patch[1] * patch[2])
+    assert "say what to time" in fastseg("bench", config).stderr
+
+
+def test_check_names_chunks_that_are_large_beside_the_patch(tmp_path: Path) -> None:
+    config = make_project(tmp_path)
+    options = ("--seconds", 0, config, "data.resident=false", "network.pooling=[[1, 2, 2]]")
+    small = fastseg("check", *options, "data.patch=[2, 8, 8]").stdout
+    assert "trouble: phantoms.h5:/raw: chunks (8, 32, 32) are large beside the patch" in small.replace(
+        f"{tmp_path}/", ""
+    )
+    assert "trouble" not in fastseg("check", *options).stdout
