@@ -93,7 +93,7 @@ def test_processes_share_the_blocks_without_rest_or_overlap(tmp_path: Path) -> N
     def added_by(rank: int, count: int) -> torch.Tensor:
         added.clear()
         ranks = Alone(rank, count)
-        Validation([volume], [lambda raw: raw], Tiling((8, 16, 16), overlap=0), 0.5, ranks).measure()
+        Validation([volume], [lambda raw: raw], [Tiling((8, 16, 16), overlap=0)], 0.5, ranks).measure()
         return torch.cat(added)
 
     added: list[torch.Tensor] = []
