@@ -46,19 +46,6 @@ struct ContrastOptions {
   }
 };
 
-inline ScalarKind contrast_kind_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Double:
-      return ScalarKind::kFloat64;
-    case ScalarType::BFloat16:
-      return ScalarKind::kBFloat16;
-    case ScalarType::Half:
-      return ScalarKind::kFloat16;
-    default:
-      return ScalarKind::kFloat32;
-  }
-}
-
 inline std::vector<int64_t> contrast_labels(const Tensor& labels) {
   const Tensor lying = torch::stable::contiguous(torch::stable::to(labels, ScalarType::Long));
   const auto* values = static_cast<const int64_t*>(lying.const_data_ptr());
@@ -93,7 +80,7 @@ struct ContrastRows {
     data = torch::stable::empty({count, size}, kTypeOf<Real>, std::nullopt, rows.device(), std::nullopt,
                                 MemoryFormat::Contiguous);
     torch::stable::parallel_for(0, count, grain(), [&](int64_t begin, int64_t end) {
-      contrast_pack_rows_cpu(source.const_data_ptr(), contrast_kind_of(source), kept.data(), size, begin, end,
+      contrast_pack_rows_cpu(source.const_data_ptr(), kind_of(source), kept.data(), size, begin, end,
                              static_cast<Real*>(data.data_ptr()));
     });
   }
@@ -124,7 +111,7 @@ struct ContrastRows {
     result = torch::stable::zero_(result);
     torch::stable::parallel_for(0, count, grain(), [&](int64_t begin, int64_t end) {
       contrast_unpack_rows_cpu(static_cast<const Real*>(gradient.const_data_ptr()), kept.data(), size, begin,
-                               end, contrast_kind_of(source), result.data_ptr());
+                               end, kind_of(source), result.data_ptr());
     });
     return result;
   }

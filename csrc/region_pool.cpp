@@ -101,8 +101,8 @@ Seven region_pool_cuda_op(const Tensor& features, const Tensor& regions, int64_t
   const Prepared prepared = with_a_channel(given);
   const size_t bytes = region_pool_scratch_cuda(prepared.labels, prepared.inputs, reduce);
   const Tensor scratch = empty_on(features, {int64_t(bytes)}, ScalarType::Byte);
-  check_launch(region_pool_cuda(prepared.labels, prepared.inputs, reduce, results.pointers,
-                                scratch.data_ptr(), stream_of(features)));
+  check_launch("region_pool", region_pool_cuda(prepared.labels, prepared.inputs, reduce, results.pointers,
+                                               scratch.data_ptr(), stream_of(features)));
   return as_tuple(results);
 }
 

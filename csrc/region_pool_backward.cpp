@@ -107,7 +107,8 @@ Tensor region_pool_backward_cpu_op(const Tensor& features, const Tensor& regions
 #if defined(FASTSEG_WITH_CUDA)
 Tensor write_gradient_cuda(const Gradient& gradient) {
   if (gradient.grad_features.numel() > 0) {
-    check_launch(region_gradient_cuda(gradient.labels, gradient.inputs, gradient.pointers,
+    check_launch("region_pool",
+                 region_gradient_cuda(gradient.labels, gradient.inputs, gradient.pointers,
                                       gradient.grad_features.data_ptr(), stream_of(gradient.regions)));
   }
   return gradient.grad_features;

@@ -80,16 +80,5 @@ Prepared prepare(const Tensor& features, const Tensor& regions, int64_t num_regi
   return prepared;
 }
 
-#if defined(FASTSEG_WITH_CUDA)
-void check_launch(cudaError_t status) {
-  check(status == cudaSuccess, "region_pool: CUDA launch failed: ", cudaGetErrorString(status));
-}
-
-cudaStream_t stream_of(const Tensor& tensor) {
-  return static_cast<cudaStream_t>(current_cuda_stream(tensor.get_device_index()));
-}
-
-#endif
-
 }  // namespace
 }  // namespace fastseg

@@ -167,14 +167,6 @@ Three soft_region_pool_backward_cpu(const Tensor& features, const OptionalTensor
 }
 
 #if defined(FASTSEG_WITH_CUDA)
-void check_launch(cudaError_t status) {
-  check(status == cudaSuccess, "soft_region_pool: CUDA launch failed: ", cudaGetErrorString(status));
-}
-
-cudaStream_t stream_of(const Tensor& tensor) {
-  return static_cast<cudaStream_t>(current_cuda_stream(tensor.get_device_index()));
-}
-
 Three soft_region_pool_cuda(const Tensor& features, const OptionalTensor& grey, const Tensor& assignment,
                             bool from_logits, bool variance) {
   const stable::accelerator::DeviceGuard guard(features.get_device_index());
@@ -182,7 +174,8 @@ Three soft_region_pool_cuda(const Tensor& features, const OptionalTensor& grey, 
   const Results results = make_results(prepared);
   const Tensor scratch =
       empty_on(features, {int64_t(soft_pool_scratch_cuda(prepared.inputs))}, ScalarType::Byte);
-  check_launch(soft_pool_cuda(prepared.inputs, results.pointers, scratch.data_ptr(), stream_of(features)));
+  check_launch("region_pool",
+               soft_pool_cuda(prepared.inputs, results.pointers, scratch.data_ptr(), stream_of(features)));
   return {results.mass, results.mean, results.variance};
 }
 
@@ -197,8 +190,8 @@ Three soft_region_pool_backward_cuda(const Tensor& features, const OptionalTenso
       prepare_gradient(prepared, direct, curved, shift, offset, of_features, of_grey, of_assignment);
   const Tensor scratch =
       empty_on(features, {int64_t(soft_gradient_scratch_cuda(prepared.inputs))}, ScalarType::Byte);
-  check_launch(
-      soft_gradient_cuda(prepared.inputs, gradient.pointers, scratch.data_ptr(), stream_of(features)));
+  check_launch("region_pool", soft_gradient_cuda(prepared.inputs, gradient.pointers, scratch.data_ptr(),
+                                                 stream_of(features)));
   return {gradient.grads[0], gradient.grads[1], gradient.grads[2]};
 }
 #endif
