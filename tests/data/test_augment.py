@@ -20,17 +20,14 @@ from fastseg.data.buffers import Batch
 CUBE = np.ones(3)
 ALWAYS = Probability(**{field.name: 1.0 for field in fields(Probability)})
 NONE = Augmentation(symmetry="none", contrast=0, brightness=0)
-ALL = Augmentation(
-    rotate=180, tilt=20, scale=0.2, elastic=1.5, elastic_grid=8, gamma=0.3, noise=0.1, blur=1.0, missing=2
-)
+GEOMETRY = {"rotate": 180, "tilt": 20, "scale": 0.2, "elastic": 1.5, "elastic_grid": 8}
+ALL = Augmentation(**GEOMETRY, gamma=0.3, noise=0.1, blur=1.0, missing=2)
 
 
 def make_batch(raw: Tensor, step: int = 0, first: int = 0, voxel: np.ndarray = CUBE) -> Batch:
     """Labels say which voxel they are, codes are 1; no scaling."""
     count, channels = raw.shape[:2]
-    ids = (
-        torch.arange(raw[0, 0].numel(), dtype=torch.int64).reshape(raw.shape[2:]).expand(count, 1, -1, -1, -1)
-    )
+    ids = torch.arange(raw[0, 0].numel()).reshape(raw.shape[2:]).expand(count, 1, -1, -1, -1)
     return Batch(
         raw,
         ids.contiguous(),
