@@ -61,7 +61,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
 ) -> None:
     """Train; checkpoints, log and curves go to the config's output folder."""
-    from fastseg.methods.supervised import train as run_training
+    from fastseg.methods.registry import train as run_training
 
     run = run_training(_load(config, overrides), resume=resume)
     if os.environ.get("RANK", "0") == "0":
@@ -171,7 +171,7 @@ def demo(
 
 
 def _load(config: str, overrides: list[str] | None):
-    from fastseg.train.config import load_config
+    from fastseg.train.config_file import load_config
 
     return load_config(config, overrides or [])
 

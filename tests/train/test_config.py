@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from fastseg.errors import InputError
-from fastseg.train.config import Config, dump_config, load_config
+from fastseg.train.config import Config
+from fastseg.train.config_file import dump_config, load_config
 from fastseg.train.template import TEMPLATE, write_template
 
 MINIMAL = "output: out\ndata: {train: [{raw: a.h5:/raw, labels: a.h5:/l}], patch: [8, 16, 16]}\n"
@@ -27,14 +28,15 @@ def test_template_is_whole_and_states_the_defaults(tmp_path: Path) -> None:
     assert (tmp_path / "t.yaml").read_text() == TEMPLATE
     values = yaml.safe_load(TEMPLATE)
 
-    def hold(section: object, given: dict, path: str) -> None:
+    def hold(section: object, given: dict, path: str, defaults: object = None) -> None:
+        """``defaults``: the section as it is when nothing is given, where it has a default as a whole."""
         fields = type(section).model_fields
         missing = set(fields) - set(given) - {"root", "mask", "axes"}
         assert not missing, f"the template leaves out {path} {missing}"
         for name, value in given.items():
-            default = fields[name].default
+            default = getattr(defaults, name, fields[name].default)
             if isinstance(value, dict) and name not in ("annotated", "region"):
-                hold(getattr(section, name), value, f"{path}.{name}")
+                hold(getattr(section, name), value, f"{path}.{name}", default)
             elif not isinstance(value, list | dict) and not fields[name].is_required():
                 assert value == default, f"{path}.{name} states {value}, the default is {default}"
 
@@ -77,7 +79,7 @@ def test_overrides_reach_any_depth(config: Path) -> None:
 MISTAKES = {
     "train.stepps=3": "unknown key train.stepps; did you mean train.steps?",
     "sead=3": "unknown key sead; did you mean seed?",
-    "xyz=3": "unknown key xyz; known are method, output, seed, data, network, loss, train, predict",
+    "xyz=3": "unknown key xyz; known are method, output, seed, data, network, loss, sparse_2d3d, train, predict",
     "data.train.0.lables=x": "unknown key data.train.0.lables; did you mean data.train.0.labels?",
     "train.augment.contrst=1": "unknown key train.augment.contrst; did you mean train.augment.contrast?",
     "data.train.0.region.q=[0, 1]": "unknown key data.train.0.region.q; known are z, y, x",
@@ -95,7 +97,12 @@ MISTAKES = {
     "train.steps": "override 'train.steps' must look like key.name=value",
     "loss.pos_weight=[1, 2]": "loss.pos_weight must have 1 values, one per class",
     "data.sampling={uniform: 0, labelled: 0, foreground: 0}": "data.sampling: at least one share must be positive",
-    "method=magic": "method: input should be 'supervised', got 'magic'",
+    "method=magic": "method: input should be 'supervised' or 'sparse_2d3d', got 'magic'",
+    "sparse_2d3d.steps=5": "sparse_2d3d is a section of method sparse_2d3d, the method is supervised",
+    "network.kind=sliding_cnn": r"network.kind sliding_cnn sees single slices: it needs a patch \[y, x\]",
+    "predict.window=[16, 16]": r"predict.window \[16, 16\] must have the axes of data.patch \[8, 16, 16\]",
+    "predict.window=[8, 20, 16]": r"predict.window \[8, 20, 16\] must be a multiple of \[8, 8, 8\]",
+    "loss.pseudo_ramp=[0.5, 0.2]": r"pseudo_ramp must be \[first, last\] shares of the steps, got \[0.5, 0.2\]",
 }
 
 

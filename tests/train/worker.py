@@ -21,7 +21,8 @@ from fastseg.methods.supervised import SupervisedTask
 from fastseg.nets.batch_norm import synchronise_batch_norm
 from fastseg.nn import MaskedWeightedBCE
 from fastseg.train.checkpoint import RunFolder
-from fastseg.train.config import TrainConfig, load_config
+from fastseg.train.config import TrainConfig
+from fastseg.train.config_file import load_config
 from fastseg.train.inputs import open_training
 from fastseg.train.ranks import Ranks, join
 from fastseg.train.task import Task

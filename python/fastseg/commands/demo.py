@@ -13,7 +13,7 @@ from fastseg.errors import InputError
 from fastseg.methods.supervised import train
 from fastseg.metrics import Confusion
 from fastseg.train.checkpoint import write_atomically
-from fastseg.train.config import load_config
+from fastseg.train.config_file import load_config
 
 _SHAPE = (64, 128, 128)
 

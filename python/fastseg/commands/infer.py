@@ -12,15 +12,14 @@ from fastseg.data.annotations import AnnotatedVolume
 from fastseg.data.outputs import OUTPUT_SUFFIXES
 from fastseg.data.volumes import open_volume
 from fastseg.errors import InputError
-from fastseg.methods.inference import decided_by, predictor, tiling_of
-from fastseg.methods.supervised import build_network
+from fastseg.methods.inference import segment
+from fastseg.methods.networks import build_network
 from fastseg.metrics import Confusion, evaluate_volume, total
-from fastseg.predict import predict_to_file
 from fastseg.report import draw_comparison, write_metrics
 from fastseg.train.checkpoint import RunFolder
-from fastseg.train.config import Config, RegionConfig, apply_overrides, load_config, parse_config
+from fastseg.train.config import Config, RegionConfig
+from fastseg.train.config_file import apply_overrides, load_config, parse_config
 from fastseg.train.inputs import crop, open_annotated
-from fastseg.train.memory import explaining_out_of_memory
 from fastseg.train.ranks import join
 
 
@@ -63,29 +62,12 @@ def predict_run(
     for volume, _ in jobs:
         if volume.channels != state["channels"]:
             raise InputError(f"{volume.name} must have {state['channels']} channels, got {volume.channels}")
-    sizes = {"predict.batch": config.predict.batch, "predict.block_voxels": config.predict.block_voxels}
-    with join(config.train.device) as ranks, explaining_out_of_memory(ranks, sizes, "lower one of them"):
+    with join(config.train.device) as ranks:
         network = build_network(config, state["channels"]).to(ranks.device)
         network.load_state_dict(state["network"])
         network.eval()
         for volume, target in jobs:
-            predict = predictor(network, volume, config, ranks.device)
-            predict_to_file(
-                volume,
-                predict,
-                target,
-                ranks.from_first(tiling_of(config, predict, volume, ranks.device)),
-                classes=len(config.data.classes or [1]),
-                threshold=config.predict.threshold,
-                probability=config.predict.probability,
-                device=ranks.device,
-                settings=decided_by(config, network, ranks.device),
-                restart=restart,
-                rank=ranks.rank,
-                world=ranks.count,
-                barrier=ranks.meet,
-                quiet=quiet or not ranks.first,
-            )
+            segment(volume, network, config, target, ranks, restart=restart, quiet=quiet)
     return [target for _, target in jobs]
 
 

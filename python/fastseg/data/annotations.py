@@ -35,6 +35,8 @@ class AnnotatedVolume:
 
     labels: any integer ids. ``classes`` None makes one target channel, label != 0; otherwise one channel per
     id. Voxels with ``ignore_label`` get code 0. mask: codes 0, 1, 2, over the annotation.
+    pseudo: a channel per class, 0 and 1 (integers) or probabilities (floats). They are the target, with code 2,
+    where mask and annotation say nothing: what is annotated stays as it is, and an ignored label stays ignored.
     """
 
     raw: Volume
@@ -43,6 +45,7 @@ class AnnotatedVolume:
     annotation: Annotation = field(default_factory=Annotation)
     classes: tuple[int, ...] | None = None
     ignore_label: int | None = None
+    pseudo: Volume | None = None
 
     def __post_init__(self) -> None:
         for what, volume in (("labels", self.labels), ("mask", self.mask)):
@@ -57,6 +60,16 @@ class AnnotatedVolume:
                 raise InputError(f"{what} {volume.name} must have one channel, got {volume.channels}")
             if volume.dtype.kind not in "bui":
                 raise InputError(f"{what} {volume.name} must hold integers, got {volume.dtype}")
+        if self.pseudo is not None:
+            expected, found = (
+                (self.target_channels, *self.raw.shape),
+                (self.pseudo.channels, *self.pseudo.shape),
+            )
+            if found != expected:
+                raise InputError(
+                    f"pseudo-labels {self.pseudo.name} must be {expected} (classes, z, y, x) as the used part of raw "
+                    f"{self.raw.name}, got {found}"
+                )
         if self.annotation.slices is not None:
             axis, low = "zyx"[self.annotation.axis], self.raw.origin[self.annotation.axis]
             high = low + self.raw.shape[self.annotation.axis]
@@ -70,6 +83,16 @@ class AnnotatedVolume:
     def shape(self) -> Box:
         return self.raw.shape
 
+    @property
+    def target_channels(self) -> int:
+        return len(self.classes or (1,))
+
+    @property
+    def target_dtype(self) -> np.dtype:
+        """uint8, or that of the pseudo-labels where they are probabilities."""
+        soft = self.pseudo is not None and self.pseudo.dtype.kind == "f"
+        return self.pseudo.dtype if soft and self.pseudo is not None else np.dtype(np.uint8)
+
     def annotated_slices(self) -> np.ndarray | None:
         """Annotated slices along the annotation's axis, counted from this volume's own origin."""
         if self.annotation.slices is None:
@@ -78,8 +101,9 @@ class AnnotatedVolume:
 
     def with_cache(self, cache: ChunkCache) -> AnnotatedVolume:
         """The same, read through a cache of decoded chunks where the file allows it."""
-        labels, mask = (v.with_cache(cache) if v is not None else None for v in (self.labels, self.mask))
-        return replace(self, raw=self.raw.with_cache(cache), labels=labels, mask=mask)
+        names = ("raw", "labels", "mask", "pseudo")
+        volumes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return replace(self, **{name: volume.with_cache(cache) for name, volume in volumes.items()})
 
     def read_raw(
         self, start: Sequence[int], stop: Sequence[int], out: np.ndarray | None = None
@@ -96,18 +120,23 @@ class AnnotatedVolume:
         target: np.ndarray | None = None,
         codes: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Target (classes, z, y, x) of 0 and 1 and codes (1, z, y, x), both uint8, in place where arrays are given."""
+        """Target (classes, z, y, x) of ``target_dtype`` in [0, 1] and codes (1, z, y, x) uint8, in place where arrays
+        are given."""
         assert self.labels is not None, "a volume without labels has no target"
         box = tuple(b - a for a, b in zip(start, stop, strict=True))
-        target = np.empty((len(self.classes or (1,)), *box), np.uint8) if target is None else target
+        target = np.empty((self.target_channels, *box), self.target_dtype) if target is None else target
         codes = np.empty((1, *box), np.uint8) if codes is None else codes
         labels = self.labels.read(start, stop)
         if self.classes is None:
-            np.not_equal(labels, 0, out=target.view(bool))
+            np.not_equal(labels, 0, out=target, casting="unsafe")
         else:
             for channel, value in zip(target, self.classes, strict=True):
-                np.equal(labels[0], value, out=channel.view(bool))
+                np.equal(labels[0], value, out=channel, casting="unsafe")
         self._read_codes(start, stop, codes)
+        if self.pseudo is not None:
+            silent = codes == IGNORED
+            np.copyto(target, self.pseudo.read(start, stop), casting="unsafe", where=silent)
+            codes[silent] = PSEUDO
         if self.ignore_label is not None:
             codes[labels == self.ignore_label] = IGNORED
         return target, codes
@@ -150,7 +179,7 @@ class LabelIndex:
 
 
 def index_labels(volume: AnnotatedVolume, seed: int) -> LabelIndex:
-    """Read the labels once, block by block, annotated slices alone where they are given."""
+    """Read the labels once, block by block; without pseudo-labels annotated slices alone where they are given."""
     rng = np.random.default_rng(seed)
     keep = {"labelled": _Reservoir(rng), "foreground": _Reservoir(rng)}
     pseudo = 0
@@ -158,7 +187,7 @@ def index_labels(volume: AnnotatedVolume, seed: int) -> LabelIndex:
         target, codes = volume.read_target(start, stop)
         for name, chosen in (
             ("labelled", codes[0] != 0),
-            ("foreground", (codes[0] != 0) & target.any(axis=0)),
+            ("foreground", (codes[0] != 0) & (target >= 0.5).any(axis=0)),
         ):
             keep[name].add(np.flatnonzero(chosen), chosen.shape, start)
         pseudo += int(np.count_nonzero(codes == PSEUDO))
@@ -170,7 +199,7 @@ def index_labels(volume: AnnotatedVolume, seed: int) -> LabelIndex:
 
 def _annotated_blocks(volume: AnnotatedVolume) -> Iterator[tuple[Box, Box]]:
     slices = volume.annotated_slices()
-    if slices is None:
+    if slices is None or volume.pseudo is not None:
         yield from volume.raw.blocks()
         return
     axis = volume.annotation.axis

@@ -16,7 +16,8 @@ from torch import Tensor
 
 @dataclass
 class Batch:
-    """raw (B, C, z, y, x) in the file's dtype, target (B, K, ...) and codes (B, 1, ...) uint8; shift and scale
+    """raw (B, C, z, y, x) in the file's dtype, target (B, K, ...), uint8 or of soft pseudo-labels their floating
+    dtype, codes (B, 1, ...) uint8; shift and scale
     (B, C) and voxel_size (B, 3), float64, of each sample's volume. z, y, x: the patch and its margin.
 
     step and places say which patches these are. The memory of a batch goes back to its loader when nothing

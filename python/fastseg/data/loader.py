@@ -93,10 +93,9 @@ class PatchLoader(PatchSource):
         self.cache = ChunkCache(cache_bytes)
         self.volumes = [volume.with_cache(self.cache) for volume in volumes]
         first, batch = volumes[0], len(self.places)
-        classes = len(first.classes or (1,))
         shapes = {
             "raw": ((batch, first.raw.channels, *self.extent), common_dtype(volumes)),
-            "target": ((batch, classes, *self.extent), np.dtype(np.uint8)),
+            "target": ((batch, first.target_channels, *self.extent), first.target_dtype),
             "codes": ((batch, 1, *self.extent), np.dtype(np.uint8)),
         }
         self.ring = BufferRing(shapes, threads + 2, pin_memory)

@@ -20,10 +20,10 @@ from fastseg.data.volumes import Box
 class ResidentLoader(PatchSource):
     """The batches of a ``PatchLoader``, of volumes read once and kept on the device.
 
-    Raw data are kept in the file's dtype, target and codes as uint8: ``resident_bytes`` in all. Each sample is a
-    slice copied on the device, two bytes moved for each that is used; positions are drawn on the host, and nothing
-    is sent but the shift and scale of each sample. The op ``extract_patches``, which takes all corners of a batch at
-    once, would save launches on a GPU: it can replace ``_gather``.
+    Everything is kept in the dtype it is read in: ``resident_bytes`` in all. Each sample is a slice copied on the
+    device, two bytes moved for each that is used; positions are drawn on the host, and nothing is sent but the shift
+    and scale of each sample. The op ``extract_patches``, which takes all corners of a batch at once, would save
+    launches on a GPU: it can replace ``_gather``.
     """
 
     def __init__(
@@ -62,8 +62,12 @@ class ResidentLoader(PatchSource):
 
 
 def resident_bytes(volumes: Sequence[AnnotatedVolume]) -> int:
-    """What ``volumes`` take on the device: raw in the file's dtype, a byte for each class and one for the code."""
-    per_voxel = [v.raw.channels * v.raw.dtype.itemsize + len(v.classes or (1,)) + 1 for v in volumes]
+    """What ``volumes`` take on the device: raw in the file's dtype, the target, mostly a byte for each class, and a
+    byte for the code."""
+    per_voxel = [
+        v.raw.channels * v.raw.dtype.itemsize + v.target_channels * v.target_dtype.itemsize + 1
+        for v in volumes
+    ]
     return sum(int(np.prod(v.shape)) * n for v, n in zip(volumes, per_voxel, strict=True))
 
 

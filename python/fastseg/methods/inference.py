@@ -10,9 +10,11 @@ from torch import nn
 
 from fastseg.data.intensity import measure_intensity
 from fastseg.data.volumes import Volume
-from fastseg.predict import Network, Tiling, choose_batch, fingerprint, probability_of
+from fastseg.predict import Network, Tiling, choose_batch, fingerprint, predict_to_file, probability_of
 from fastseg.train.config import Config
 from fastseg.train.device import autocast_dtype
+from fastseg.train.memory import explaining_out_of_memory
+from fastseg.train.ranks import Ranks
 
 
 def predictor(network: nn.Module, volume: Volume, config: Config, device: torch.device) -> Network:
@@ -30,8 +32,8 @@ def tiling_of(config: Config, predict: Network, volume: Volume, device: torch.de
     settings = config.predict
     batch = settings.batch
     if batch == "auto":
-        batch = choose_batch(predict, (volume.channels, *config.patch), volume.dtype, device)
-    return Tiling(config.patch, settings.overlap, batch, settings.block_voxels, settings.skip_below)
+        batch = choose_batch(predict, (volume.channels, *config.window), volume.dtype, device)
+    return Tiling(config.window, settings.overlap, batch, settings.block_voxels, settings.skip_below)
 
 
 def decided_by(config: Config, network: nn.Module, device: torch.device) -> dict[str, Any]:
@@ -42,3 +44,35 @@ def decided_by(config: Config, network: nn.Module, device: torch.device) -> dict
         "flips": config.predict.flips,
         "precision": str(autocast_dtype(config.train.precision, device)),
     }
+
+
+def segment(
+    volume: Volume,
+    network: nn.Module,
+    config: Config,
+    path: str,
+    ranks: Ranks,
+    *,
+    restart: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Segment a volume into the file ``path`` as ``fastseg predict`` does, shared out over all processes."""
+    sizes = {"predict.batch": config.predict.batch, "predict.block_voxels": config.predict.block_voxels}
+    with explaining_out_of_memory(ranks, sizes, "lower one of them"):
+        predict = predictor(network, volume, config, ranks.device)
+        predict_to_file(
+            volume,
+            predict,
+            path,
+            ranks.from_first(tiling_of(config, predict, volume, ranks.device)),
+            classes=len(config.data.classes or [1]),
+            threshold=config.predict.threshold,
+            probability=config.predict.probability,
+            device=ranks.device,
+            settings=decided_by(config, network, ranks.device),
+            restart=restart,
+            rank=ranks.rank,
+            world=ranks.count,
+            barrier=ranks.meet,
+            quiet=quiet or not ranks.first,
+        )

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A U-Net trained on the annotated voxels alone, with the masked weighted BCE.
+"""A network trained on the annotated voxels alone, with the masked weighted BCE.
 
-Pseudo-labels count too where a mask volume marks them (code 2), with the weight ``loss.pseudo_weight``.
+Pseudo-labels count too where a mask volume marks them (code 2) or a volume of them is given, with the weight
+``loss.pseudo_weight``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastseg.data.annotations import AnnotatedVolume, LabelIndex, index_labels
 from fastseg.data.augment import augment
@@ -19,60 +19,19 @@ from fastseg.data.buffers import Batch
 from fastseg.data.intensity import measure_intensity
 from fastseg.data.loader import PatchLoader
 from fastseg.data.resident import ResidentLoader, choose_loader
-from fastseg.errors import InputError
 from fastseg.methods.inference import predictor, tiling_of
+from fastseg.methods.networks import build_network
+from fastseg.methods.runs import require_fresh_or_same
 from fastseg.methods.validation import Validation
-from fastseg.nets.unet import UNet
 from fastseg.nn import MaskedWeightedBCE
 from fastseg.train.checkpoint import RunFolder, write_atomically
-from fastseg.train.config import Config, dump_config
+from fastseg.train.config import Config
+from fastseg.train.config_file import dump_config
 from fastseg.train.inputs import augmentation, build_sampler, open_training, open_validation
 from fastseg.train.memory import explaining_out_of_memory
 from fastseg.train.ranks import Ranks, join
 from fastseg.train.task import Task
 from fastseg.train.trainer import fit
-
-# Keys that may differ between a run and its continuation: they change where or how fast, not what.
-_FREE_TO_CHANGE = (
-    "output",
-    "data.root",
-    "data.threads",
-    "data.cache_mib",
-    "data.resident",
-    "data.resident_mib",
-    "data.test",
-    "train.device",
-    "train.compile",
-    "train.checkpoint_every",
-    "predict",
-)
-
-
-class SliceNetwork(nn.Module):
-    """Let a 2D network see volumes of one slice: (B, C, 1, y, x) in and out."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.network(image.squeeze(2)).unsqueeze(2)
-
-
-def build_network(config: Config, channels: int) -> nn.Module:
-    """The U-Net of a configuration, from (B, channels, z, y, x) to logits (B, classes, z, y, x)."""
-    dims = len(config.data.patch)
-    network = UNet(
-        dims,
-        channels,
-        len(config.data.classes or [1]),
-        width=config.network.width,
-        pooling=config.network.pooling,
-        norm=config.network.norm,
-    )
-    layout = torch.channels_last if dims == 2 else torch.channels_last_3d
-    network = network.to(memory_format=layout)
-    return SliceNetwork(network) if dims == 2 else network
 
 
 class SupervisedTask(Task):
@@ -107,6 +66,7 @@ class SupervisedTask(Task):
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         batch = batch.to(self.device)
         image, target, codes = augment(batch, self.augmentation, self.config.patch, self.config.seed)
+        self.criterion.pseudo_weight = self.config.loss.pseudo_weight_at(step, self.config.train.steps)
         logits = self.network(image.contiguous(memory_format=torch.channels_last_3d))
         return self.criterion(logits, target, codes), {}
 
@@ -140,6 +100,20 @@ def build_loader(
 def train(config: Config, *, resume: bool = False, quiet: bool = False) -> RunFolder:
     """Train the network of a configuration into the folder ``config.output``, with the processes that torchrun or
     the like started."""
+    with join(config.train.device) as ranks:
+        return train_with(config, ranks, resume=resume, quiet=quiet)
+
+
+def train_with(
+    config: Config,
+    ranks: Ranks,
+    *,
+    pseudo_labels: Sequence[str] = (),
+    resume: bool = False,
+    quiet: bool = False,
+) -> RunFolder:
+    """``train`` with processes that have met already. pseudo_labels: a volume's path for each training volume, or
+    none; see ``AnnotatedVolume.pseudo``."""
     run = RunFolder(config.output)
     sizes = {
         "train.batch": config.train.batch,
@@ -147,10 +121,10 @@ def train(config: Config, *, resume: bool = False, quiet: bool = False) -> RunFo
         "network.width": config.network.width,
         "train.precision": config.train.precision,
     }
-    with join(config.train.device) as ranks, explaining_out_of_memory(ranks, sizes):
+    with explaining_out_of_memory(ranks, sizes):
         if ranks.first:
-            _require_fresh_or_same(config, run, resume)
-        volumes = open_training(config)
+            require_fresh_or_same(config, run, resume)
+        volumes = open_training(config, pseudo_labels)
         task = SupervisedTask(config, volumes, ranks)
         if ranks.first:
             if not quiet:
@@ -165,45 +139,15 @@ def train(config: Config, *, resume: bool = False, quiet: bool = False) -> RunFo
 def describe(volume: AnnotatedVolume, index: LabelIndex) -> str:
     """One line on what a training volume holds."""
     total = math.prod(volume.shape)
-    known = index.labelled_voxels + index.pseudo_voxels
     slices = volume.annotation.slices
     where = (
         f"{len(slices)} slices along {'zyx'[volume.annotation.axis]}" if slices is not None else "throughout"
     )
-    return (
-        f"{volume.raw.name}: {volume.shape} {volume.raw.dtype}, annotated {where}: {known:,} voxels "
-        f"({100 * known / total:.3g} %), {100 * index.foreground_voxels / max(known, 1):.3g} % of them foreground"
+    known = index.labelled_voxels + index.pseudo_voxels
+    text = (
+        f"{volume.raw.name}: {volume.shape} {volume.raw.dtype}, annotated {where}: {index.labelled_voxels:,} voxels "
+        f"({100 * index.labelled_voxels / total:.3g} %), "
     )
-
-
-def _require_fresh_or_same(config: Config, run: RunFolder, resume: bool) -> None:
-    found = run.checkpoints()
-    if not found:
-        return
-    if not resume:
-        raise InputError(
-            f"{run.path} already holds a run at step {found[-1][0]}: add --resume to go on with it, "
-            "or give another output"
-        )
-    now, before = _flatten(config.model_dump(mode="json")), _flatten(run.load()["config"])
-    changed = sorted(
-        key
-        for key in now.keys() | before.keys()
-        if now.get(key) != before.get(key) and not key.startswith(_FREE_TO_CHANGE)
-    )
-    if changed:
-        key = changed[0]
-        raise InputError(
-            f"{run.path} was begun with {key} = {before.get(key)!r}, now it is {now.get(key)!r}: a run goes on "
-            "with the configuration it was begun with"
-        )
-
-
-def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(values, dict) and values:
-        items = values.items()
-    elif isinstance(values, list) and any(isinstance(v, dict) for v in values):
-        items = ((str(i), v) for i, v in enumerate(values))
-    else:
-        return {prefix[:-1]: values}
-    return {key: value for name, child in items for key, value in _flatten(child, f"{prefix}{name}.").items()}
+    if index.pseudo_voxels:
+        text += f"pseudo-labelled: {index.pseudo_voxels:,} ({100 * index.pseudo_voxels / total:.3g} %), "
+    return text + f"{100 * index.foreground_voxels / max(known, 1):.3g} % of them foreground"

@@ -1,24 +1,20 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The configuration of a run: one YAML file, checked whole before anything starts, with dotted overrides."""
+"""The configuration of a run: its sections, their defaults, and what must hold between them."""
 
 from __future__ import annotations
 
-import copy
-import difflib
-import os
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fastseg.data.intensity import Mode
 from fastseg.data.patches import Sampling
-from fastseg.errors import InputError
-from fastseg.nets.unet import Norm
+from fastseg.data.volumes import Box
 from fastseg.train.augment_config import AugmentConfig
+from fastseg.train.network_config import NetworkConfig
 from fastseg.train.predict_config import PredictConfig
-from fastseg.train.section import NotNegative, Positive, Section
+from fastseg.train.section import Axis, NotNegative, Positive, Section, Share
+from fastseg.train.sparse_2d3d_config import Sparse2d3dConfig
 
 Range = tuple[Annotated[int, Field(ge=0)], Positive]
 
@@ -34,7 +30,7 @@ class RegionConfig(Section):
 class AnnotatedConfig(Section):
     """Which slices are annotated: every n-th of the region from its first, or a list in the file's numbers."""
 
-    axis: Literal["z", "y", "x"] = "z"
+    axis: Axis = "z"
     every: Positive | None = None
     slices: list[Annotated[int, Field(ge=0)]] | None = None
 
@@ -75,6 +71,7 @@ class DataConfig(Section):
     validation: list[VolumeConfig] = Field([])
     test: list[VolumeConfig] = Field([])
     patch: list[Positive]
+    slice_axis: Axis = "z"  # across the slices that a 2D network sees
     classes: list[int] | None = None
     ignore_label: int | None = None
     normalize: Mode = "zscore"
@@ -100,16 +97,27 @@ class DataConfig(Section):
         return self
 
 
-class NetworkConfig(Section):
-    width: Positive = 16
-    pooling: list[Positive | list[Positive]] = Field([2, 2, 2])
-    norm: Norm = "instance"
-
-
 class LossConfig(Section):
     pseudo_weight: NotNegative = 0.25
+    pseudo_ramp: tuple[Share, Share] | None = None
     pos_weight: list[NotNegative] | None = None
     normalize: Literal["voxels", "weight", "terms"] = "voxels"
+
+    @model_validator(mode="after")
+    def _ramp_rises(self) -> LossConfig:
+        if self.pseudo_ramp is not None and self.pseudo_ramp[0] > self.pseudo_ramp[1]:
+            raise ValueError(
+                f"pseudo_ramp must be [first, last] shares of the steps, got {list(self.pseudo_ramp)}"
+            )
+        return self
+
+    def pseudo_weight_at(self, step: int, steps: int) -> float:
+        """0 before the ramp, ``pseudo_weight`` after it, a straight line in between (Lee 2013, equation 16)."""
+        if self.pseudo_ramp is None:
+            return self.pseudo_weight
+        first, last = (share * steps for share in self.pseudo_ramp)
+        risen = (step - first) / (last - first) if last > first else float(step >= first)
+        return self.pseudo_weight * min(max(risen, 0.0), 1.0)
 
 
 class StopConfig(Section):
@@ -143,30 +151,37 @@ class TrainConfig(Section):
 
 
 class Config(Section):
-    method: Literal["supervised"] = "supervised"
+    method: Literal["supervised", "sparse_2d3d"] = "supervised"
     output: str
     seed: Annotated[int, Field(ge=0)] = 0
     data: DataConfig
     network: NetworkConfig = NetworkConfig()
     loss: LossConfig = LossConfig()
+    sparse_2d3d: Sparse2d3dConfig = Sparse2d3dConfig()
     train: TrainConfig = TrainConfig()
     predict: PredictConfig = PredictConfig()
 
     @model_validator(mode="after")
+    def _method_has_its_section(self) -> Config:
+        for name in _METHOD_SECTIONS:
+            stated = getattr(self, name) != type(self).model_fields[name].default
+            if stated and name != self.method:
+                raise ValueError(f"{name} is a section of method {name}, the method is {self.method}")
+        return self
+
+    @model_validator(mode="after")
     def _patch_fits_network(self) -> Config:
         dims = len(self.data.patch)
-        divisor = [1] * dims
-        for stride in self.network.pooling:
-            strides = [stride] * dims if isinstance(stride, int) else stride
-            if len(strides) != dims:
+        for key, box in (("data.patch", self.data.patch), ("predict.window", self.predict.window)):
+            if box is None:
+                continue
+            if len(box) != dims:
+                raise ValueError(f"{key} {box} must have the axes of data.patch {self.data.patch}")
+            divisor = self.network.divisor(dims)
+            if any(p % d for p, d in zip(box, divisor, strict=True)):
                 raise ValueError(
-                    f"network.pooling: {strides} must have one stride per axis of data.patch {self.data.patch}"
+                    f"{key} {box} must be a multiple of {divisor}, the product of network.pooling"
                 )
-            divisor = [d * s for d, s in zip(divisor, strides, strict=True)]
-        if any(p % d for p, d in zip(self.data.patch, divisor, strict=True)):
-            raise ValueError(
-                f"data.patch {self.data.patch} must be a multiple of {divisor}, the product of network.pooling"
-            )
         channels = len(self.data.classes or [1])
         if self.loss.pos_weight is not None and len(self.loss.pos_weight) != channels:
             raise ValueError(f"loss.pos_weight must have {channels} values, one per class")
@@ -175,118 +190,26 @@ class Config(Section):
         return self
 
     @property
-    def patch(self) -> tuple[int, int, int]:
+    def patch(self) -> Box:
         """The patch as (z, y, x); one slice for a 2D network."""
-        z, y, x = [1, *self.data.patch][-3:]
+        return self._box(self.data.patch)
+
+    @property
+    def window(self) -> Box:
+        """What prediction gives to the network at a time, as (z, y, x)."""
+        return self._box(self.predict.window or self.data.patch)
+
+    @property
+    def slice_axis(self) -> int:
+        return "zyx".index(self.data.slice_axis)
+
+    def _box(self, sizes: list[int]) -> Box:
+        box = list(sizes)
+        if len(box) == 2:
+            box.insert(self.slice_axis, 1)
+        z, y, x = box
         return (z, y, x)
 
 
-def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
-    """Read ``path``, apply overrides such as ``train.steps=100``, check all. InputError names the key."""
-    path = os.fspath(path)
-    try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(file)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} is no readable YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} must hold keys and values, got {type(values).__name__}")
-    config = parse_config(apply_overrides(values, overrides), path)
-    root = config.data.root if config.data.root is not None else os.path.dirname(path) or "."
-    data = config.data.model_copy(update={"root": os.path.abspath(os.path.expanduser(root))})
-    return config.model_copy(update={"data": data})
-
-
-def parse_config(values: dict[str, Any], path: str) -> Config:
-    """Check a dictionary; ``path`` names its origin in the error."""
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        lines = [_explain(item) for item in error.errors(include_url=False)]
-        more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
-        raise InputError(f"{path}: {lines[0]}{more}") from error
-
-
-def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of a configuration's dictionary with each ``key.name=value`` put in its place."""
-    values = copy.deepcopy(values)
-    for override in overrides:
-        _apply_override(values, override)
-    return values
-
-
-def dump_config(config: Config) -> str:
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise InputError(f"override {override!r} must look like key.name=value, as in train.steps=100")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"override {override!r}: {text!r} is no YAML value") from error
-    *parents, last = key.split(".")
-    here: Any = values
-    for name in parents:
-        here = _child(here, name, override)
-    if isinstance(here, list):
-        _child(here, last, override)
-        here[int(last)] = value
-    elif isinstance(here, dict):
-        here[last] = value
-    else:
-        raise InputError(f"override {override!r}: {'.'.join(parents)} holds no keys")
-
-
-def _child(here: Any, name: str, override: str) -> Any:
-    if isinstance(here, list):
-        if not name.isdigit() or int(name) >= len(here):
-            raise InputError(
-                f"override {override!r}: {name!r} must be 0 to {len(here) - 1}, a place in the list"
-            )
-        return here[int(name)]
-    if not isinstance(here, dict):
-        raise InputError(f"override {override!r}: there are no keys below {name!r}")
-    if here.get(name) is None:
-        here[name] = {}
-    return here[name]
-
-
-def _explain(item: Any) -> str:
-    # Union branches and the like add parts to the location that are no keys of the file.
-    location = [
-        str(part) for part in item["loc"] if not str(part).startswith(("list[", "function-", "constrained"))
-    ]
-    key = ".".join(location)
-    if item["type"] == "extra_forbidden":
-        known = _keys_at(location[:-1])
-        close = difflib.get_close_matches(location[-1], known, 1, 0.5)
-        hint = (
-            f"did you mean {'.'.join([*location[:-1], close[0]])}?"
-            if close
-            else f"known are {', '.join(known)}"
-        )
-        return f"unknown key {key}; {hint}"
-    if item["type"] == "missing":
-        return f"missing key {key}"
-    message = item["msg"].removeprefix("Value error, ")
-    shown = repr(item["input"])
-    if not key or item["type"] == "value_error" or len(shown) > 80:
-        return f"{key}: {message}" if key else message
-    return f"{key}: {message[0].lower()}{message[1:]}, got {shown}"
-
-
-def _keys_at(location: Sequence[str]) -> list[str]:
-    """The known keys of the section at ``location``, list places included."""
-    section: Any = Config
-    for name in location:
-        if name.isdigit():
-            continue
-        kind = section.model_fields[name].annotation
-        options = [kind, *getattr(kind, "__args__", ())]
-        section = next(o for o in options if isinstance(o, type) and issubclass(o, Section))
-    return list(section.model_fields)
+# Sections of one method alone; each bears its method's name.
+_METHOD_SECTIONS = ("sparse_2d3d",)

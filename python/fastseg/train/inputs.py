@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fastseg.data.annotations import AnnotatedVolume, Annotation, LabelIndex
 from fastseg.data.augment import Augmentation, Probability
@@ -14,9 +15,15 @@ from fastseg.errors import InputError
 from fastseg.train.config import AnnotatedConfig, Config, DataConfig, RegionConfig, VolumeConfig
 
 
-def open_training(config: Config) -> list[AnnotatedVolume]:
-    """The training volumes, cropped to their regions; InputError unless they agree in channels."""
+def open_training(config: Config, pseudo_labels: Sequence[str] = ()) -> list[AnnotatedVolume]:
+    """The training volumes, cropped to their regions; InputError unless they agree in channels. pseudo_labels: of
+    their regions, a path each."""
     volumes = _open_labelled(config.data.train, config.data, "training")
+    if pseudo_labels:
+        volumes = [
+            replace(volume, pseudo=open_volume(path))
+            for volume, path in zip(volumes, pseudo_labels, strict=True)
+        ]
     _require_channels(volumes, volumes[0].raw, "training")
     return volumes
 

@@ -12,6 +12,7 @@ from fastseg.train.section import Positive, Section, Share
 
 
 class PredictConfig(Section):
+    window: list[Positive] | None = None  # as large as data.patch if None
     overlap: Annotated[float, Field(ge=0, le=0.9)] = Tiling.overlap
     threshold: Share = 0.5
     flips: Flips = "none"

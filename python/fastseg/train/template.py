@@ -10,7 +10,7 @@ from fastseg.train.checkpoint import write_atomically
 
 TEMPLATE = """\
 # A run of fastseg. Every key can be overridden on the command line: fastseg train FILE train.steps=100
-method: supervised          # a U-Net on the annotated voxels
+method: supervised          # a network on the annotated voxels; or sparse_2d3d: see its section
 output: runs/first          # checkpoints, log, predictions and figures go here
 seed: 0
 
@@ -33,6 +33,7 @@ data:
       labels: brain.h5:/labels
       region: {z: [100, 128]}
   patch: [16, 96, 96]       # z, y, x for a 3D network; [256, 256] makes it a 2D one
+  slice_axis: z             # across the slices that a 2D network sees
   classes: null             # null: label != 0; or ids, as in [1, 2], for one channel each
   ignore_label: null        # a label that says nothing, as in 255
   normalize: zscore         # per volume; or range (integers to 0..1), none
@@ -45,14 +46,25 @@ data:
   resident_mib: 1024
 
 network:
+  kind: unet                # or sliding_cnn: a light network for slices
   width: 16                 # channels of the first convolution, doubled by each level
   pooling: [2, 2, 2]        # a stride per level; [[1, 2, 2], 2, 2] keeps z at first, for thick slices
   norm: instance            # or batch, none
 
 loss:
   normalize: voxels         # or weight, terms: see docs/ops/masked_bce.md
-  pseudo_weight: 0.25       # of voxels with mask code 2
+  pseudo_weight: 0.25       # of pseudo-labelled voxels: mask code 2, or those of sparse_2d3d
+  pseudo_ramp: null         # as in [0.1, 0.5]: 0 for a tenth of the steps, pseudo_weight after half of them
   pos_weight: null          # a factor on foreground, one per class, as in [2.0]
+
+sparse_2d3d:                # of method sparse_2d3d: a 2D network labels the slices between the annotated ones
+  axis: null                # across the slices; null: that of annotated, or z
+  patch: [128, 128]         # of the slices; data.patch is the 3D network's
+  network: {kind: sliding_cnn, width: 16, pooling: [2, 2, 2], norm: instance}   # or kind: unet
+  steps: 1000
+  batch: 8
+  learning_rate: 1.0e-3
+  pseudo_labels: hard       # 0 and 1 at predict.threshold; soft: the probabilities
 
 train:
   steps: 2000
@@ -87,6 +99,7 @@ train:
                   blur: 0.2, missing: 0.2}   # share of samples that each kind changes
 
 predict:
+  window: null              # what the network sees at a time; null: as large as data.patch
   overlap: 0.5              # share of the window shared with the next
   threshold: 0.5
   flips: none               # plane: mean over 4 mirror images, volume: over 8

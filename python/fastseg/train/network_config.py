@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The section network of a configuration, and what it demands of a patch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from fastseg.nets.unet import Norm
+from fastseg.train.section import Positive, Section
+
+
+class NetworkConfig(Section):
+    kind: Literal["unet", "sliding_cnn"] = "unet"
+    width: Positive = 16
+    pooling: list[Positive | list[Positive]] = Field([2, 2, 2])
+    norm: Norm = "instance"
+
+    def divisor(self, dims: int) -> list[int]:
+        """What each axis of an image must be a multiple of. ValueError if the network cannot have ``dims`` axes."""
+        if self.kind == "sliding_cnn":
+            if dims != 2:
+                raise ValueError("network.kind sliding_cnn sees single slices: it needs a patch [y, x]")
+            return [1, 1]
+        divisor = [1] * dims
+        for stride in self.pooling:
+            strides = [stride] * dims if isinstance(stride, int) else stride
+            if len(strides) != dims:
+                raise ValueError(
+                    f"network.pooling: {strides} must have one stride per axis of a patch of {dims} axes"
+                )
+            divisor = [d * s for d, s in zip(divisor, strides, strict=True)]
+        return divisor
