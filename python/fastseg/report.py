@@ -40,10 +40,10 @@ def metrics_table(results: Mapping[str, Confusion]) -> str:
     return "\n".join([head, *rows])
 
 
-def draw_comparison(path: str, truth: AnnotatedVolume, prediction: Volume, title: str) -> None:
-    """A PNG of raw, truth and prediction in the xy plane and, for volumes, the xz plane with most foreground.
+def draw_comparison(path: str, truth: AnnotatedVolume, predictions: Mapping[str, Volume], title: str) -> None:
+    """A PNG of raw, truth and each prediction in the xy plane and, for volumes, the xz plane with most foreground.
 
-    The first class is drawn; contours over the raw data, green truth and orange prediction. The xz plane is
+    The first class is drawn; contours over the raw data, green truth and orange predictions. The xz plane is
     stretched to the true proportions where the voxel size is known.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -54,22 +54,21 @@ def draw_comparison(path: str, truth: AnnotatedVolume, prediction: Volume, title
     voxel = truth.raw.voxel_size or (1.0, 1.0, 1.0)
     ratios = [height / width] + [depth * voxel[0] / (width * voxel[2])] * (len(axes) - 1)
     heights = [max(_PANEL_INCHES * ratio, 0.4) for ratio in ratios]
-    size = (3 * _PANEL_INCHES, sum(heights) + 0.35 * len(axes) + 0.45)
+    columns = 2 + len(predictions)
+    size = (columns * _PANEL_INCHES, sum(heights) + 0.35 * len(axes) + 0.45)
     figure = Figure(figsize=size, dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(len(axes), 3, squeeze=False, gridspec_kw={"height_ratios": heights})
+    panels = figure.subplots(len(axes), columns, squeeze=False, gridspec_kw={"height_ratios": heights})
     for row, axis in zip(panels, axes, strict=True):
-        position = _fullest_plane(truth, prediction, axis)
+        position = _fullest_plane(truth, next(iter(predictions.values())), axis)
         start, stop = [0, 0, 0], list(truth.shape)
         start[axis], stop[axis] = position, position + 1
         image = _for_display(truth.raw.read(start, stop).take(0, axis + 1))
-        target = truth.read_target(start, stop)[0][0].take(0, axis)
-        segmented = prediction.read(start, stop)[0].take(0, axis)
+        overlays = {"raw": None, "truth": truth.read_target(start, stop)[0][0].take(0, axis)}
+        overlays |= {name: found.read(start, stop)[0].take(0, axis) for name, found in predictions.items()}
         aspect = 1.0 if axis == 0 else voxel[0] / voxel[2]
         plane = f"{'xy' if axis == 0 else 'xz'} at {'zy'[axis]} = {position + truth.raw.origin[axis]}"
-        for panel, name, overlay in zip(
-            row, ("raw", "truth", "prediction"), (None, target, segmented), strict=True
-        ):
+        for panel, (name, overlay) in zip(row, overlays.items(), strict=True):
             panel.imshow(image, cmap="gray", aspect=aspect)
             if overlay is not None and overlay.any():
                 colour = _TRUTH_COLOUR if name == "truth" else _PREDICTION_COLOUR

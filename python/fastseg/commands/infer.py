@@ -86,7 +86,8 @@ def evaluate_run(path: str) -> tuple[dict[str, Confusion], list[str]]:
         prediction = open_volume(f"{prediction_path(run, number)}:/segmentation")
         results[_label(number, truth)] = counts = evaluate_volume(prediction, truth)
         figure = run.file("figures", f"test_{number}.png")
-        draw_comparison(figure, truth, prediction, f"{truth.raw.label}: Dice {counts[0].dice:.3f}")
+        title = f"{truth.raw.label}: Dice {counts[0].dice:.3f}"
+        draw_comparison(figure, truth, {"prediction": prediction}, title)
         files.append(figure)
     rows = _rows(results, config)
     write_metrics(run.file("evaluation.json"), rows)

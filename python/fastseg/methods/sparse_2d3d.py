@@ -39,6 +39,7 @@ def train(config: Config, *, resume: bool = False, quiet: bool = False) -> RunFo
         slices = slices_config(config, volumes)
         _tell("2D network on the annotated slices", ranks, quiet)
         supervised.train_with(slices, ranks, resume=resume, quiet=quiet)
+        ranks.meet()  # only then is the last checkpoint there for all to read
         _tell("pseudo-labels", ranks, quiet)
         paths = infer_pseudo_labels(config, slices, volumes, ranks, resume=resume, quiet=quiet)
         _tell("3D network on annotations and pseudo-labels", ranks, quiet)
