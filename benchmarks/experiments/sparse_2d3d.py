@@ -81,7 +81,7 @@ def lucchi(seed, full):
             },
             "network": {"width": 16 if full else 8, "pooling": [2, 2, 2], "norm": "batch"},
             "sparse_2d3d": {"patch": [128, 128], "steps": 4000 if full else 600, "batch": 8},
-            "train": {"steps": 10_000 if full else 1000, "learning_rate": 3e-3},
+            "train": {"steps": 10_000 if full else 800, "learning_rate": 3e-3},
             "predict": {"window": [32, 192, 192] if full else [16, 128, 128], "overlap": 0.25},
         },
     )
