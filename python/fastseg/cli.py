@@ -160,7 +160,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the phantoms and of the training.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier demo.")] = False,
 ) -> None:
-    """Make a phantom with a few annotated slices, train on it, and segment and score another one."""
+    """Make a phantom with a few annotated slices, train three networks on it, and let them segment another one."""
     from fastseg.commands.demo import run_demo
     from fastseg.report import metrics_table
 

@@ -14,6 +14,8 @@ from fastseg.data.annotations import AnnotatedVolume, index_labels
 from fastseg.data.loader import PatchLoader
 from fastseg.data.resident import resident_bytes
 from fastseg.data.volumes import Volume
+from fastseg.methods.networks import build_network
+from fastseg.methods.sparse_2d3d import slices_config
 from fastseg.methods.supervised import SupervisedTask, describe
 from fastseg.predict import CHUNK, Grid, Tiling
 from fastseg.train.config import Config
@@ -57,6 +59,8 @@ def check_run(config: Config, seconds: float) -> list[str]:
         if tests:
             largest = max(_prediction_bytes(config, volume.raw) for volume in tests)
             lines.append(f"prediction: {_mib(largest)} beside what the network itself takes")
+        if config.method == "sparse_2d3d":
+            lines += _slices(slices_config(config, volumes), volumes)
         lines += _training(config, volumes, task, ranks)
         trouble = _trouble(config, volumes, task, ranks)
         if seconds > 0:
@@ -68,6 +72,16 @@ def check_run(config: Config, seconds: float) -> list[str]:
                     "data.cache_mib are what to raise"
                 )
         return [*lines, *(f"trouble: {line}" for line in trouble)]
+
+
+def _slices(config: Config, volumes: list[AnnotatedVolume]) -> list[str]:
+    """The 2D phase of sparse_2d3d."""
+    count = sum(p.numel() for p in build_network(config, volumes[0].raw.channels).parameters())
+    return [
+        f"2D network: {count:,} parameters, patch {config.patch} (z, y, x), batch {config.train.batch}, "
+        f"steps: {config.train.steps}",
+        f"pseudo-labels: windows of {config.window} (z, y, x); they count {config.loss.pseudo_weight} in what follows",
+    ]
 
 
 def _training(
@@ -133,7 +147,7 @@ def _measured(rates: Rates, ranks: Ranks) -> list[str]:
 
 def _prediction_bytes(config: Config, volume: Volume) -> int:
     """What prediction holds: accumulation, and raw data of the layer at hand and the one read ahead."""
-    settings, window = config.predict, config.patch
+    settings, window = config.predict, config.window
     grid = Grid(volume.shape, Tiling(window, settings.overlap, block_voxels=settings.block_voxels), CHUNK)
     classes = len(config.data.classes or [1])
     area = math.prod(
