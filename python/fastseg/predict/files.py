@@ -88,11 +88,12 @@ def predict_to_file(
                 writing.result()
             writing = writer.submit(output.write, start, stop, results)
             if not quiet:
-                _show(volume.name, number / len(pending))
+                show_progress(volume.name, number / len(pending))
         if writing is not None:
             writing.result()
 
 
-def _show(name: str, share: float) -> None:
+def show_progress(name: str, share: float) -> None:
+    """The share of a volume that is predicted, on a terminal alone."""
     if sys.stderr.isatty():
         print(f"\rpredict {name}: {100 * share:.0f} %", end="\n" if share == 1 else "", file=sys.stderr)
