@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The command line: fastseg init | check | train | predict | evaluate | bench | info | demo.
+"""The command line: fastseg init | check | train | predict | evaluate | annotate-plan | annotate-import | bench |
+info | demo.
 
 What a user can mend is printed in one line and ends with exit code 2; anything else is our bug and shows its
 trace. Commands import what they need themselves, so that --help stays fast.
@@ -28,6 +29,10 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Dotted overrides, as in train.steps=100."),
 ]
 RunPath = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run, its config's output.")]
+
+PlanFolder = Annotated[
+    str, typer.Argument(metavar="FOLDER", help="The folder of the plan, its pictures and labels.")
+]
 
 
 @app.command()
@@ -119,6 +124,52 @@ def evaluate(run: RunPath) -> None:
     print(metrics_table(results))
     for path in files:
         print(f"wrote {path}")
+
+
+@app.command("annotate-plan")
+def annotate_plan(
+    volume: Annotated[str, typer.Argument(metavar="VOLUME", help="The volume, as in brain.h5:/raw.")],
+    folder: PlanFolder,
+    slices: Annotated[int, typer.Option(min=1, help="How many slices to add to the plan.")],
+    axis: Annotated[str, typer.Option(help="Across the slices: z, y or x.")] = "z",
+    region: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="z=A:B,...", help="The part to annotate, in voxels, as in z=0:64,x=100:356."),
+    ] = None,
+    run: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="The folder of a run: take the slices that its network is least certain in."),
+    ] = None,
+    axes: Annotated[Optional[str], typer.Option(help="The axes of VOLUME, as in czyx.")] = None,  # noqa: UP045
+    window: Annotated[
+        int, typer.Option(min=1, help="Side of the windows that uncertainty is taken over, with --run.")
+    ] = 32,
+) -> None:
+    """Choose slices to annotate, evenly or where a network is least certain, and write a TIFF of each.
+
+    The same command adds slices to the plan that the folder holds.
+    """
+    from fastseg.commands.annotate import plan_slices
+
+    for line in plan_slices(
+        volume, folder, slices, axis=axis, region=region, run=run, axes=axes, window=window
+    ):
+        print(line)
+
+
+@app.command("annotate-import")
+def annotate_import(
+    folder: PlanFolder,
+    unlabelled: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(metavar="ID", help="The id of what was not looked at: it becomes mask 0."),
+    ] = None,
+) -> None:
+    """Gather the labels in the folder of a plan into annotations.h5: labels and mask, as training reads them."""
+    from fastseg.commands.annotate import import_labels
+
+    for line in import_labels(folder, unlabelled):
+        print(line)
 
 
 @app.command()
