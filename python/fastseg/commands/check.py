@@ -154,7 +154,7 @@ def _prediction_bytes(config: Config, volume: Volume) -> int:
         min(t + 2 * w, max(n, w)) for t, w, n in zip(grid.tile, window[1:], volume.shape[1:], strict=True)
     )
     raw = 3 * window[0] * area * volume.channels * volume.dtype.itemsize
-    return 4 * (classes + 1) * min(grid.depth, volume.shape[0]) * math.prod(grid.tile) + raw
+    return 4 * classes * min(grid.depth, volume.shape[0]) * math.prod(grid.tile) + raw
 
 
 def _read_all(volume: AnnotatedVolume) -> None:

@@ -134,8 +134,11 @@ class Hdf5Store:
 
 def encode_chunk(box: np.ndarray, chunks: Index) -> bytes | None:
     """A chunk as HDF5's deflate filter stores it, whole at the volume's far faces too; None if all is 0."""
+    import imagecodecs
+
     whole = pad_to(box, chunks)
-    return zlib.compress(whole, _LEVEL) if whole.view(np.uint8).any() else None
+    # libdeflate: a third of the time of zlib for probabilities, at the same size
+    return imagecodecs.deflate_encode(whole, _LEVEL) if whole.view(np.uint8).any() else None
 
 
 class _Storage(io.FileIO):

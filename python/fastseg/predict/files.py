@@ -75,20 +75,23 @@ def predict_to_file(
     ):
         pending = [boxes[box] for box in output.pending()]
         writing: Future[None] | None = None
-        for number, (start, stop, values) in enumerate(
-            predict_blocks(volume, network, tiling, classes=classes, device=device, blocks=pending), 1
+        left = len(pending)
+        for start, stop, values in predict_blocks(
+            volume, network, tiling, classes=classes, device=device, blocks=pending
         ):
-            results = {"segmentation": (values >= threshold).to(torch.uint8).cpu().numpy()}
+            results = {"segmentation": (values >= threshold).view(torch.uint8).cpu().numpy()}
             if probability:
                 results["probability"] = values.half().cpu().numpy()
+            del values  # or it would be held while the next block is predicted
             if classes == 1:
                 results = {name: array[0] for name, array in results.items()}
             # One block is compressed and written while the next is predicted; no more wait.
             if writing is not None:
                 writing.result()
             writing = writer.submit(output.write, start, stop, results)
+            left -= 1
             if not quiet:
-                show_progress(volume.name, number / len(pending))
+                show_progress(volume.name, 1 - left / len(pending))
         if writing is not None:
             writing.result()
 

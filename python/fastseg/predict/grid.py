@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-
 from fastseg.data.volumes import Box
 
 
@@ -75,7 +73,7 @@ class Grid:
             window_starts(n, w, tiling.overlap) for n, w in zip(shape, tiling.window, strict=True)
         ]
         self.slab = round_up(tiling.window[0], chunk[0])
-        self.depth = self.slab + tiling.window[0]
+        self.depth = 2 * self.slab  # a window touches two slabs at most
         self.tile = _choose_tile(shape[1:], chunk[1:], max(tiling.block_voxels // self.depth, 1))
 
     @cached_property
@@ -108,16 +106,6 @@ def window_starts(size: int, window: int, overlap: float) -> list[int]:
     stride = max(1, round(window * (1 - overlap)))
     last = max(size - window, 0)
     return [*range(0, last, stride), last]
-
-
-def blend_weight(window: Box) -> np.ndarray:
-    """A Gaussian about the window's centre, float32, with a standard deviation of an eighth of the window.
-
-    That is the width nnU-Net and MONAI blend with. It never reaches 0, so that a voxel seen by a single window
-    keeps that window's value whole.
-    """
-    sides = [np.exp(-0.5 * ((np.arange(w) - (w - 1) / 2) / (w / 8)) ** 2) for w in window]
-    return np.einsum("i,j,k->ijk", *sides).astype(np.float32)
 
 
 def _choose_tile(shape: tuple[int, ...], chunk: tuple[int, ...], most: int) -> tuple[int, int]:

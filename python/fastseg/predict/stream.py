@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor
 
 from fastseg.data.volumes import Box, Volume, require_finite
-from fastseg.predict.grid import Block, Column, Grid, Tiling, blend_weight, round_up
+from fastseg.predict.blend import Blend
+from fastseg.predict.grid import Block, Column, Grid, Tiling, round_up
 
 Network = Callable[[Tensor], Tensor]
 
@@ -38,15 +38,15 @@ def predict_blocks(
     smaller than the window is mirrored up to it.
     blocks: some of ``Grid(volume.shape, tiling, CHUNK).blocks()``, in their order; all by default. Each comes out
     the same bit for bit whichever others are asked for, as the batches of windows are cut per column.
-    Memory: 4 (classes + 1) bytes for each of at most ``tiling.block_voxels`` voxels, and the raw data of one layer of
+    Memory: 4 classes bytes for each of at most ``tiling.block_voxels`` voxels, and the raw data of one layer of
     windows and of the one read ahead.
     """
     grid = Grid(volume.shape, tiling, CHUNK)
-    weight = torch.from_numpy(blend_weight(tiling.window)).to(device)
+    blend = Blend(grid, classes, torch.device(device))
     wanted = grid.blocks() if blocks is None else list(blocks)
     with ThreadPoolExecutor(1, thread_name_prefix="fastseg-read") as reader:
         for run in _runs(wanted):
-            blend = _Blend(run, grid, weight, classes)
+            blend.begin(run)
             yield from _predict_run(volume, network, grid, run, blend, reader)
 
 
@@ -63,7 +63,7 @@ def _runs(blocks: Sequence[Block]) -> Iterator[list[Block]]:
 
 
 def _predict_run(
-    volume: Volume, network: Network, grid: Grid, run: list[Block], blend: _Blend, reader: ThreadPoolExecutor
+    volume: Volume, network: Network, grid: Grid, run: list[Block], blend: Blend, reader: ThreadPoolExecutor
 ) -> Iterator[tuple[Box, Box, Tensor]]:
     column, tiling = grid.columns[run[0].column], grid.tiling
     window, batch, per_layer = tiling.window, tiling.batch, column.windows_per_layer
@@ -80,7 +80,7 @@ def _predict_run(
     for index in range(first, last):
         if layer is None or index % per_layer == 0:
             low, layer = next(raw)
-            on_device = torch.from_numpy(layer).to(blend.weight.device)
+            on_device = torch.from_numpy(layer).to(blend.device)
         start = column.window(index)
         box = (slice(None), *(slice(p - a, p - a + w) for p, a, w in zip(start, low, window, strict=True)))
         empty = tiling.skip_below is not None and bool(layer[box].max() <= tiling.skip_below)
@@ -122,62 +122,3 @@ def _read_padded(volume: Volume, low: Box, high: Box) -> np.ndarray:
     require_finite(raw, volume, low)
     pad = [(0, 0)] + [(0, h - s) for h, s in zip(high, stop, strict=True)]
     return np.pad(raw, pad, mode="symmetric") if any(p for _, p in pad) else raw
-
-
-class _Blend:
-    """Weighted means of the windows over the blocks of a run that are not finished yet."""
-
-    def __init__(self, run: list[Block], grid: Grid, weight: Tensor, classes: int) -> None:
-        self.waiting, self.weight = deque(run), weight
-        self.base: Box = run[0].start
-        _, y, x = (b - a for a, b in zip(run[0].start, run[0].stop, strict=True))
-        depth = min(grid.depth, run[-1].stop[0] - self.base[0])
-        self.total = weight.new_zeros((depth, y, x))
-        self.mean = weight.new_zeros((classes, depth, y, x))
-
-    def add(
-        self, group: list[tuple[Box, Tensor | None]], network: Network
-    ) -> Iterator[tuple[Box, Box, Tensor]]:
-        """Blend a batch of (start, raw) windows; those without raw data are background, 0 in every channel.
-
-        Yields the blocks that turn out to be finished: windows come layer by layer, so that one at z is the sign
-        that all above z is final.
-        """
-        seen = [raw for _, raw in group if raw is not None]
-        outputs = network(torch.stack(seen)).float() if seen else ()
-        if seen and outputs.shape != (len(seen), len(self.mean), *self.weight.shape):
-            raise ValueError(
-                f"network must return {(len(seen), len(self.mean), *self.weight.shape)} (B, classes, *window), "
-                f"got {tuple(outputs.shape)}"
-            )
-        predicted = iter(outputs)
-        for start, raw in group:
-            yield from self.finished(start[0])
-            self._merge(start, 0 if raw is None else next(predicted))
-
-    def finished(self, layer: int | None = None) -> Iterator[tuple[Box, Box, Tensor]]:
-        """The blocks that no window from the layer at z = ``layer`` on touches; None: no window is left."""
-        while self.waiting and (layer is None or self.waiting[0].stop[0] <= layer):
-            block = self.waiting.popleft()
-            depth = block.stop[0] - block.start[0]
-            yield block.start, block.stop, self.mean[:, :depth].clone()
-            self.base = (self.base[0] + depth, *self.base[1:])
-            for held in (self.total, *self.mean):
-                rest = held[depth:].clone()
-                held[: len(rest)] = rest
-                held[len(rest) :] = 0
-
-    def _merge(self, start: Box, values: Tensor | int) -> None:
-        """mean += w / (sum of w) * (value - mean), over what the window shares with the blocks."""
-        inside, within = [], []
-        for p, w, a, n in zip(start, self.weight.shape, self.base, self.total.shape, strict=True):
-            low, high = max(p - a, 0), min(p - a + w, n)
-            if low >= high:
-                return
-            inside.append(slice(low, high))
-            within.append(slice(low + a - p, high + a - p))
-        part, here = self.weight[tuple(within)], tuple(inside)
-        self.total[here] += part
-        mean = self.mean[(slice(None), *here)]
-        new = values[(slice(None), *within)] if isinstance(values, Tensor) else values
-        mean += (part / self.total[here]) * (new - mean)

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The running weighted mean of overlapping windows, over the blocks that windows may still touch.
+
+A window's weight is a product of one Gaussian per axis, and windows come layer by layer, row by row. So what it
+counts for at a voxel, w / (sum of w over it and the windows before it), follows from three rows of the grid:
+
+    sum of w / w = 1 + before_x + total_x * (before_y + total_y * before_z)
+
+with the weights along an axis of the windows before (before) and of all windows (total), in units of the window's
+own. Nothing is kept beside the mean. Bytes per voxel of a window and class: 12, the mean read and written and the
+prediction read; the weights are made again for each pass of a few planes and stay in the cache.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastseg.data.volumes import Box
+from fastseg.predict.grid import Block, Grid
+
+# Voxels blended in one pass on a CPU: what torch does in one thread. Their weights stay in the cache, and a pass does
+# not wait for a second thread, which on a busy machine takes a hundred times as long as the pass.
+_PASS = (1 << 15) - 1
+
+
+class Blend:
+    """The blocks of a run, down a column of the grid: ``begin``, ``add`` batch by batch, ``finished``."""
+
+    def __init__(self, grid: Grid, classes: int, device: torch.device) -> None:
+        self.window, self.classes, self.device = grid.tiling.window, classes, device
+        self._numbers = [{start: n for n, start in enumerate(starts)} for starts in grid.positions]
+        self._shares = [
+            [torch.from_numpy(part).to(device) for part in blend_shares(starts, size)]
+            for starts, size in zip(grid.positions, self.window, strict=True)
+        ]
+
+    def begin(self, run: Sequence[Block]) -> None:
+        self._waiting = deque(run)
+        self._means: dict[Block, Tensor] = {}
+
+    def add(
+        self, group: list[tuple[Box, Tensor | None]], network: Callable[[Tensor], Tensor]
+    ) -> Iterator[tuple[Box, Box, Tensor]]:
+        """Blend a batch of (start, raw) windows; those without raw data are background, 0 in every channel.
+
+        Yields the blocks that turn out to be finished: windows come layer by layer, so that one at z is the sign
+        that all above z is final.
+        """
+        seen = [raw for _, raw in group if raw is not None]
+        outputs = network(torch.stack(seen)).float() if seen else ()
+        if seen and outputs.shape != (len(seen), self.classes, *self.window):
+            raise ValueError(
+                f"network must return {(len(seen), self.classes, *self.window)} (B, classes, *window), "
+                f"got {tuple(outputs.shape)}"
+            )
+        predicted = iter(outputs)
+        for start, raw in group:
+            yield from self.finished(start[0])
+            values = torch.zeros((), device=self.device) if raw is None else next(predicted)
+            self._merge(start, values.expand(self.classes, *self.window))
+
+    def finished(self, layer: int | None = None) -> Iterator[tuple[Box, Box, Tensor]]:
+        """The blocks that no window from the layer at z = ``layer`` on touches; None: no window is left."""
+        while self._waiting and (layer is None or self._waiting[0].stop[0] <= layer):
+            block = self._waiting.popleft()
+            yield block.start, block.stop, self._means.pop(block)
+
+    def _merge(self, start: Box, values: Tensor) -> None:
+        for block in self._waiting:
+            inside, within = [], []
+            for p, w, low, high in zip(start, self.window, block.start, block.stop, strict=True):
+                first, last = max(p, low), min(p + w, high)
+                inside.append(slice(first - low, last - low))
+                within.append(slice(first - p, last - p))
+            if within[0].stop <= within[0].start:
+                continue
+            if block not in self._means:
+                size = (b - a for a, b in zip(block.start, block.stop, strict=True))
+                self._means[block] = torch.zeros((self.classes, *size), device=self.device)
+            mean = self._means[block][(slice(None), *inside)]
+            self._merge_part(mean, values[(slice(None), *within)], start, within)
+
+    def _merge_part(self, mean: Tensor, values: Tensor, start: Box, within: list[slice]) -> None:
+        """mean += w / (sum of w) * (value - mean), for the part ``within`` of the window at ``start``.
+
+        Where a window is the first, its weight is exactly 1 and the mean exactly the value; between equal values
+        lerp gives that value exactly.
+        """
+        (before_z, _), (before_y, total_y), (before_x, total_x) = (
+            [share[numbers[p], part] for share in shares]
+            for shares, numbers, p, part in zip(self._shares, self._numbers, start, within, strict=True)
+        )
+        depth, height, width = mean.shape[1:]
+        planes, rows = depth, height
+        if self.device.type == "cpu":
+            rows = min(height, max(1, _PASS // (self.classes * width)))
+            planes = min(depth, max(1, _PASS // (self.classes * height * width)))
+        first = 1 + before_x
+        weight = torch.empty(planes * rows * width, device=self.device)
+        for z, y in itertools.product(range(0, depth, planes), range(0, height, rows)):
+            z_some, y_some = slice(z, min(z + planes, depth)), slice(y, min(y + rows, height))
+            others = before_y[y_some] + total_y[y_some] * before_z[z_some, None]
+            part = weight[: others.numel() * width].view(*others.shape, width)
+            torch.addcmul(first, others[..., None], total_x, out=part).reciprocal_()
+            mean[:, z_some, y_some].lerp_(values[:, z_some, y_some], part)
+
+
+def blend_shares(starts: Sequence[int], window: int) -> tuple[np.ndarray, np.ndarray]:
+    """Along one axis, at each place of each window, (windows, window) float32: the weights of the windows before it
+    and of all windows, in units of its own.
+
+    The weight is a Gaussian about the window's centre with a standard deviation of an eighth of the window: the width
+    nnU-Net and MONAI blend with. It never reaches 0.
+    """
+    weight = np.exp(-0.5 * ((np.arange(window) - (window - 1) / 2) / (window / 8)) ** 2)
+    line = np.zeros(starts[-1] + window)
+    before = np.empty((len(starts), window))
+    for row, start in zip(before, starts, strict=True):
+        row[:] = line[start : start + window]
+        line[start : start + window] += weight
+    total = np.stack([line[start : start + window] for start in starts])
+    return (before / weight).astype(np.float32), (total / weight).astype(np.float32)
