@@ -140,9 +140,9 @@ def describe(volume: AnnotatedVolume, index: LabelIndex) -> str:
     """One line on what a training volume holds."""
     total = math.prod(volume.shape)
     slices = volume.annotation.slices
-    where = (
-        f"{len(slices)} slices along {'zyx'[volume.annotation.axis]}" if slices is not None else "throughout"
-    )
+    where = "where the mask says" if volume.mask is not None else "throughout"
+    if slices is not None:
+        where = f"{len(slices)} slices along {'zyx'[volume.annotation.axis]}"
     known = index.labelled_voxels + index.pseudo_voxels
     text = (
         f"{volume.raw.name}: {volume.shape} {volume.raw.dtype}, annotated {where}: {index.labelled_voxels:,} voxels "
