@@ -24,7 +24,7 @@ import yaml
 from fastseg.commands.infer import evaluate_run, predict_run, prediction_path
 from fastseg.data import open_volume
 from fastseg.data.outputs import ArraySpec, open_output
-from fastseg.data.phantoms import make_phantom
+from fastseg.data.phantoms import write_phantoms
 from fastseg.methods.registry import train
 from fastseg.surfaces import average_surface_distance, section_dice
 from fastseg.train.checkpoint import RunFolder
@@ -96,19 +96,6 @@ def annotated(count, depth, seed):
     return [int((i + OFFSETS[seed % len(OFFSETS)]) * depth / count) for i in range(count)]
 
 
-def write_phantoms(path, seed):
-    arrays, specs = {}, {}
-    for part, offset in (("train", 0), ("test", 1)):
-        phantom = make_phantom(PHANTOM, seed=100 + 2 * seed + offset)
-        for name, array in (("raw", phantom.raw), ("somata", phantom.instances)):
-            arrays[f"{part}/{name}"] = array
-            specs[f"{part}/{name}"] = ArraySpec(
-                PHANTOM, array.dtype, (16, 64, 64), voxel_size=phantom.voxel_size
-            )
-    with open_output(path, specs) as output:
-        output.write((0, 0, 0), PHANTOM, arrays)
-
-
 def bin_lucchi(source, path):
     """train.h5 with 2 x 2 pixels of each slice as one: their mean, and the label of at least half of them."""
     volumes = {name: open_volume(f"{source}:/{name}") for name in ("raw", "mito")}
@@ -141,8 +128,9 @@ def configure(name, count, seed, options):
     values["train"] = {"checkpoint_every": 200, "batch": 2, **values["train"]}
     path = folder / "experiment.yaml"
     path.write_text(yaml.safe_dump(values))
-    if name == "phantoms" and not (folder.parent / f"phantoms_{seed}.h5").exists():
-        write_phantoms(folder.parent / f"phantoms_{seed}.h5", seed)
+    phantoms_file = folder.parent / f"phantoms_{seed}.h5"
+    if name == "phantoms" and not phantoms_file.exists():
+        write_phantoms(str(phantoms_file), PHANTOM, {"train": 100 + 2 * seed, "test": 101 + 2 * seed})
     if name == "lucchi" and not options.full and not (folder.parent / "train.h5").exists():
         bin_lucchi(options.root / "train.h5", folder.parent / "train.h5")
     return path, data

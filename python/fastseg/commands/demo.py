@@ -7,8 +7,7 @@ import os
 import shutil
 
 from fastseg.commands.infer import evaluate_run, predict_run
-from fastseg.data.outputs import ArraySpec, open_output
-from fastseg.data.phantoms import make_phantom
+from fastseg.data.phantoms import write_phantoms
 from fastseg.data.volumes import open_volume
 from fastseg.errors import InputError
 from fastseg.methods.registry import train
@@ -34,7 +33,7 @@ data:
     - raw: phantoms.h5:/test/raw
       labels: phantoms.h5:/test/somata
   patch: [16, 64, 64]
-network: {{width: 4, pooling: [[1, 2, 2], [2, 2, 2], [2, 2, 2]], norm: batch}}
+network: {{width: 4, pooling: [[1, 2, 2], 2, 2]}}
 sparse_2d3d: {{patch: [96, 96], steps: 400, batch: 4}}
 train:
   steps: 400
@@ -55,16 +54,7 @@ def run_demo(folder: str, seed: int, overwrite: bool = False) -> tuple[dict[str,
         for name in ("run", "slices_only"):
             shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
     phantoms = os.path.join(folder, "phantoms.h5")
-    arrays, specs = {}, {}
-    for name, offset in (("train", 0), ("test", 1)):
-        phantom = make_phantom(_SHAPE, seed=2 * seed + offset)
-        for dataset, array in (("raw", phantom.raw), ("somata", phantom.instances)):
-            arrays[f"{name}/{dataset}"] = array
-            specs[f"{name}/{dataset}"] = ArraySpec(
-                _SHAPE, array.dtype, (16, 64, 64), voxel_size=phantom.voxel_size
-            )
-    with open_output(phantoms, specs) as output:
-        output.write((0, 0, 0), _SHAPE, arrays)
+    write_phantoms(phantoms, _SHAPE, {"train": 2 * seed, "test": 2 * seed + 1})
     path = os.path.join(folder, "demo.yaml")
     write_atomically(path, _CONFIG.format(folder=folder, seed=seed).encode())
     config = load_config(path)

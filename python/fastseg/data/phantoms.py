@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+
+from fastseg.data.outputs import ArraySpec, open_output
 
 
 class Phantom(NamedTuple):
@@ -64,6 +67,19 @@ def make_phantom(
     read_noise = rng.normal(0, 0.02, shape)
     raw = np.clip(np.round(200 + 3000 * (shot + read_noise)), 0, 65535).astype(np.uint16)
     return Phantom(raw, instances, voxel_size)
+
+
+def write_phantoms(path: str, shape: tuple[int, int, int], seeds: Mapping[str, int]) -> None:
+    """A phantom of each seed in one file, .h5 or .zarr: ``<name>/raw`` and ``<name>/somata``, the instances."""
+    arrays, specs = {}, {}
+    for name, seed in seeds.items():
+        phantom = make_phantom(shape, seed=seed)
+        for dataset, array in (("raw", phantom.raw), ("somata", phantom.instances)):
+            arrays[f"{name}/{dataset}"] = array
+            chunks = (16, 64, 64)
+            specs[f"{name}/{dataset}"] = ArraySpec(shape, array.dtype, chunks, voxel_size=phantom.voxel_size)
+    with open_output(path, specs) as output:
+        output.write((0, 0, 0), shape, arrays)
 
 
 def gaussian_blur(volume: np.ndarray, deviation: np.ndarray) -> np.ndarray:
