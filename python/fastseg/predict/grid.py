@@ -18,6 +18,11 @@ import numpy as np
 
 from fastseg.data.volumes import Box
 
+Margins = tuple[tuple[int, int], ...]
+
+# The weight of a voxel in the halo beside that of others: below what float32 keeps of a sum, above its smallest.
+_IN_HALO = 1e-8
+
 
 @dataclass(frozen=True)
 class Tiling:
@@ -25,6 +30,9 @@ class Tiling:
     per batch, voxels held in accumulation at most (a few windows' worth at least).
 
     skip_below: windows whose raw values all lie at or below it are taken as background, unseen by the network.
+    halo (z, y, x): how far from its border a window knows less than the network looks. Such voxels, where the volume
+    goes on, count only if no window has them further inside, so that with an ``overlap`` of 2 halo / window the result
+    is that of the whole volume.
     """
 
     window: Box
@@ -32,6 +40,7 @@ class Tiling:
     batch: int = 2
     block_voxels: int = 1 << 25
     skip_below: float | None = None
+    halo: Box = (0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,13 @@ class Grid:
             columns.append(Column(low, (high[0], high[1]), (self.positions[0], rows, places)))
         return columns
 
+    def margins(self, start: Box) -> Margins:
+        """The halo of the window at ``start``, before and after along each axis: none where the volume ends."""
+        return tuple(
+            (h if s > 0 else 0, h if s + w < n else 0)
+            for s, w, n, h in zip(start, self.tiling.window, self.shape, self.tiling.halo, strict=True)
+        )
+
     def blocks(self, part: int = 0, parts: int = 1) -> list[Block]:
         """All blocks in order, or the contiguous share of one of several processes."""
         blocks = list(self._all_blocks())
@@ -110,13 +126,17 @@ def window_starts(size: int, window: int, overlap: float) -> list[int]:
     return [*range(0, last, stride), last]
 
 
-def blend_weight(window: Box) -> np.ndarray:
+def blend_weight(window: Box, margins: Margins = ((0, 0),) * 3) -> np.ndarray:
     """A Gaussian about the window's centre, float32, with a standard deviation of an eighth of the window.
 
     That is the width nnU-Net and MONAI blend with. It never reaches 0, so that a voxel seen by a single window
-    keeps that window's value whole.
+    keeps that window's value whole; in the margins, before and after along each axis, it is so small that any other
+    window's voxel outweighs it.
     """
     sides = [np.exp(-0.5 * ((np.arange(w) - (w - 1) / 2) / (w / 8)) ** 2) for w in window]
+    for side, (before, after) in zip(sides, margins, strict=True):
+        side[:before] *= _IN_HALO
+        side[len(side) - after :] *= _IN_HALO
     return np.einsum("i,j,k->ijk", *sides).astype(np.float32)
 
 

@@ -6,13 +6,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastseg.data.volumes import Box, Volume, require_finite
-from fastseg.predict.grid import Block, Column, Grid, Tiling, blend_weight, round_up
+from fastseg.predict.grid import Block, Column, Grid, Margins, Tiling, blend_weight, round_up
 
 Network = Callable[[Tensor], Tensor]
 
@@ -42,7 +43,11 @@ def predict_blocks(
     windows and of the one read ahead.
     """
     grid = Grid(volume.shape, tiling, CHUNK)
-    weight = torch.from_numpy(blend_weight(tiling.window)).to(device)
+
+    @lru_cache
+    def weight(margins: Margins) -> Tensor:
+        return torch.from_numpy(blend_weight(tiling.window, margins)).to(device)
+
     wanted = grid.blocks() if blocks is None else list(blocks)
     with ThreadPoolExecutor(1, thread_name_prefix="fastseg-read") as reader:
         for run in _runs(wanted):
@@ -80,7 +85,7 @@ def _predict_run(
     for index in range(first, last):
         if layer is None or index % per_layer == 0:
             low, layer = next(raw)
-            on_device = torch.from_numpy(layer).to(blend.weight.device)
+            on_device = torch.from_numpy(layer).to(blend.total.device)
         start = column.window(index)
         box = (slice(None), *(slice(p - a, p - a + w) for p, a, w in zip(start, low, window, strict=True)))
         empty = tiling.skip_below is not None and bool(layer[box].max() <= tiling.skip_below)
@@ -127,13 +132,16 @@ def _read_padded(volume: Volume, low: Box, high: Box) -> np.ndarray:
 class _Blend:
     """Weighted means of the windows over the blocks of a run that are not finished yet."""
 
-    def __init__(self, run: list[Block], grid: Grid, weight: Tensor, classes: int) -> None:
-        self.waiting, self.weight = deque(run), weight
+    def __init__(
+        self, run: list[Block], grid: Grid, weight: Callable[[Margins], Tensor], classes: int
+    ) -> None:
+        self.waiting, self.grid, self.weight = deque(run), grid, weight
+        self.window = grid.tiling.window
         self.base: Box = run[0].start
         _, y, x = (b - a for a, b in zip(run[0].start, run[0].stop, strict=True))
         depth = min(grid.depth, run[-1].stop[0] - self.base[0])
-        self.total = weight.new_zeros((depth, y, x))
-        self.mean = weight.new_zeros((classes, depth, y, x))
+        self.total = weight(((0, 0),) * 3).new_zeros((depth, y, x))
+        self.mean = self.total.new_zeros((classes, depth, y, x))
 
     def add(
         self, group: list[tuple[Box, Tensor | None]], network: Network
@@ -145,9 +153,9 @@ class _Blend:
         """
         seen = [raw for _, raw in group if raw is not None]
         outputs = network(torch.stack(seen)).float() if seen else ()
-        if seen and outputs.shape != (len(seen), len(self.mean), *self.weight.shape):
+        if seen and outputs.shape != (len(seen), len(self.mean), *self.window):
             raise ValueError(
-                f"network must return {(len(seen), len(self.mean), *self.weight.shape)} (B, classes, *window), "
+                f"network must return {(len(seen), len(self.mean), *self.window)} (B, classes, *window), "
                 f"got {tuple(outputs.shape)}"
             )
         predicted = iter(outputs)
@@ -170,13 +178,13 @@ class _Blend:
     def _merge(self, start: Box, values: Tensor | int) -> None:
         """mean += w / (sum of w) * (value - mean), over what the window shares with the blocks."""
         inside, within = [], []
-        for p, w, a, n in zip(start, self.weight.shape, self.base, self.total.shape, strict=True):
+        for p, w, a, n in zip(start, self.window, self.base, self.total.shape, strict=True):
             low, high = max(p - a, 0), min(p - a + w, n)
             if low >= high:
                 return
             inside.append(slice(low, high))
             within.append(slice(low + a - p, high + a - p))
-        part, here = self.weight[tuple(within)], tuple(inside)
+        part, here = self.weight(self.grid.margins(start))[tuple(within)], tuple(inside)
         self.total[here] += part
         mean = self.mean[(slice(None), *here)]
         new = values[(slice(None), *within)] if isinstance(values, Tensor) else values
