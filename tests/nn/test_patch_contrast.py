@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from scipy import stats
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -239,3 +241,30 @@ def test_bad_options(arguments: dict, message: str) -> None:
 def test_images_must_fit_the_maps() -> None:
     with pytest.raises(ValueError, match=r"image must be \(B, C, \*S\) .* got \(2, 3, 40, 41\)"):
         PatchContrast(8, 4)(torch.rand(2, 1, 40, 40), torch.rand(2, 3, 40, 41), 0)
+
+
+def share(rank: int, folder: str, processes: int) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)
+    try:
+        confidence, image = blobs((4, 2, 40, 40)), noise(4, 3, 40, 40)
+        mine = confidence.detach().chunk(processes)[rank].clone().requires_grad_()
+        terms = PatchContrast(8, 4, across_ranks=True)(mine, image.chunk(processes)[rank], 3)
+        terms.loss.backward()
+        found = (terms.loss.detach(), terms.entropy, terms.samples.corners, mine.grad / processes)
+        torch.save(found, f"{folder}/found{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def test_two_processes_have_the_loss_of_one(tmp_path: Path) -> None:
+    mp.spawn(share, (str(tmp_path), 2), nprocs=2)
+    confidence = blobs((4, 2, 40, 40))
+    terms = PatchContrast(8, 4)(confidence, noise(4, 3, 40, 40), 3)
+    terms.loss.backward()
+    parts = [torch.load(tmp_path / f"found{rank}.pt") for rank in range(2)]
+    for loss, entropy, _, _ in parts:
+        torch.testing.assert_close(loss, terms.loss.detach(), **EXACT)
+        torch.testing.assert_close(entropy, terms.entropy, **EXACT)
+    assert torch.equal(torch.cat([corners for _, _, corners, _ in parts]), terms.samples.corners)
+    # Both processes see the whole loss: what DistributedDataParallel averages is the gradient of one.
+    torch.testing.assert_close(torch.cat([grad for _, _, _, grad in parts]), confidence.grad, **EXACT)
