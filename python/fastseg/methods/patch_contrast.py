@@ -59,9 +59,7 @@ def train(config: Config, *, resume: bool = False, quiet: bool = False) -> RunFo
     """Train on images without labels and segment them, with the processes that torchrun or the like started."""
     with join(config.train.device) as ranks:
         run = RunFolder(config.output)
-        config = each_image(config)
-        volumes = open_training(config, labelled=False)
-        config = _with_window(config, volumes)
+        config, volumes = _opened(config)
         with explaining_out_of_memory(
             ranks, {"train.batch": config.train.batch, "data.patch": config.data.patch}
         ):
@@ -76,6 +74,12 @@ def train(config: Config, *, resume: bool = False, quiet: bool = False) -> RunFo
             task.picture.close()
         _segment_all(config, volumes, run, ranks, quiet)
     return run
+
+
+def prepare(config: Config, ranks: Ranks) -> tuple[Config, list[AnnotatedVolume], PatchContrastTask]:
+    """Volumes and task of a run; see registry.py."""
+    config, volumes = _opened(config)
+    return config, volumes, PatchContrastTask(config, volumes, ranks)
 
 
 class PatchContrastTask(Task):
@@ -95,8 +99,10 @@ class PatchContrastTask(Task):
             )
         self.flat_axis = None if len(config.data.patch) == 3 else config.slice_axis + 2
         self.augmentation = augmentation(config)
-        indexes = [index_labels(volume, config.seed) for volume in volumes]
-        self.loader = build_loader(config, volumes, indexes, self.device, ranks.places(config.train.batch))
+        self.indexes = [index_labels(volume, config.seed) for volume in volumes]
+        self.loader = build_loader(
+            config, volumes, self.indexes, self.device, ranks.places(config.train.batch)
+        )
         torch.manual_seed(config.seed)
         self.network = build_network(config, volumes[0].raw.channels).to(self.device)
         self.criterion = PatchContrast(
@@ -271,14 +277,19 @@ class _Maps(torch.nn.Module):
         return self.network.maps(image)
 
 
-def _with_window(config: Config, volumes: list[AnnotatedVolume]) -> Config:
-    """Where no window is stated, as large a one as the largest image, up to a limit."""
+def _opened(config: Config) -> tuple[Config, list[AnnotatedVolume]]:
+    """The images, an entry for each, and where no window of prediction is stated one as large as the largest of them,
+    up to a limit."""
+    config = each_image(config)
+    volumes = open_training(config, labelled=False)
     if config.predict.window is not None:
-        return config
+        return config, volumes
     dims = len(config.data.patch)
     axes = [a for a in range(3) if dims == 3 or a != config.slice_axis]
     window = [min(max(v.shape[a] for v in volumes), _LARGEST_WINDOW[dims]) for a in axes]
-    return config.model_copy(update={"predict": config.predict.model_copy(update={"window": window})})
+    return config.model_copy(
+        update={"predict": config.predict.model_copy(update={"window": window})}
+    ), volumes
 
 
 def _segment_all(
