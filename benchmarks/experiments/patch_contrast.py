@@ -30,12 +30,12 @@ from rows import add, commit, read
 from scipy.cluster.vq import kmeans2
 
 from fastseg.data import open_volume
-from fastseg.data.intensity import measure_intensity
 from fastseg.methods.inference import tiling_of
+from fastseg.methods.patch_contrast_labelled import maps_predictor
 from fastseg.methods.registry import build_network, train
 from fastseg.metrics import count_confusion
 from fastseg.morphology import apply_steps
-from fastseg.predict import predict_blocks, probability_of
+from fastseg.predict import predict_blocks
 from fastseg.train.config_file import load_config, parse_config
 
 RESULTS = Path(__file__).parents[1] / "results" / "experiments" / "patch_contrast.csv"
@@ -191,24 +191,12 @@ def learn(name, seed, images, options):
 def all_channels(network, image, config):
     """(K, z, y, x) of an image, as prediction would see it."""
     volume = open_volume(str(image.path))
-    intensity = measure_intensity(volume, config.data.normalize)
-    predict = probability_of(
-        Channels(network), intensity, device=torch.device("cpu"), flips=config.predict.flips
-    )
+    predict = maps_predictor(network, volume, config, torch.device("cpu"))
     tiling = tiling_of(config, predict, volume, torch.device("cpu"))
     out = np.empty((config.patch_contrast.channels, *volume.shape), np.float32)
     for start, stop, values in predict_blocks(volume, predict, tiling, classes=len(out)):
         out[(slice(None), *map(slice, start, stop))] = values.numpy()
     return out
-
-
-class Channels(torch.nn.Module):
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, image):
-        return self.network.maps(image)
 
 
 def baselines(name, images):

@@ -117,6 +117,14 @@ def test_a_live_picture_is_drawn(trained: tuple[Path, RunFolder]) -> None:
     assert [event.step for event in board.Images("patch_contrast/windows")] == [0, 20]
 
 
+def test_the_channels_are_described(trained: tuple[Path, RunFolder]) -> None:
+    described = json.loads(Path(trained[1].file("channels.json")).read_text())
+    assert len(described["channels"]) == 3
+    chosen = described["channels"][described["choice"]["channel"]]
+    assert (chosen["inside"] < chosen["outside"]) != described["choice"]["inverted"]
+    assert described["choice"]["plausible"]
+
+
 def test_the_run_predicts_other_images(trained: tuple[Path, RunFolder]) -> None:
     folder, run = trained
     image, truth = draw_image(9, (70, 75))

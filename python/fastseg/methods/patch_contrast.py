@@ -8,21 +8,22 @@ run as any other; ``<output>/predictions/train_<i>.h5`` are the masks, beside th
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastseg.data.annotations import LABELLED, AnnotatedVolume, index_labels
+from fastseg.data.annotations import AnnotatedVolume, index_labels
 from fastseg.data.augment import augment
 from fastseg.data.buffers import Batch
 from fastseg.data.images import FolderSource, write_mask_images
-from fastseg.data.intensity import measure_intensity
 from fastseg.data.volumes import open_volume
 from fastseg.errors import InputError
-from fastseg.methods.inference import segment, tiling_of
+from fastseg.methods.inference import segment
 from fastseg.methods.patch_contrast_channels import (
     ChannelFacts,
     ChannelSums,
@@ -31,12 +32,11 @@ from fastseg.methods.patch_contrast_channels import (
     describe_trouble,
 )
 from fastseg.methods.patch_contrast_figure import LivePicture
-from fastseg.methods.patch_contrast_network import PatchContrastNetwork, batch_norms, build_network
+from fastseg.methods.patch_contrast_labelled import dice_of_channels
+from fastseg.methods.patch_contrast_network import batch_norms, build_network
 from fastseg.methods.runs import require_fresh_or_same
 from fastseg.methods.supervised import build_loader
-from fastseg.metrics import Confusion, count_confusion
 from fastseg.nn import PatchContrast
-from fastseg.predict import predict_blocks, probability_of
 from fastseg.train.checkpoint import RunFolder, write_atomically
 from fastseg.train.config import Config, TrainConfig
 from fastseg.train.config_file import dump_config
@@ -72,7 +72,10 @@ def train(config: Config, *, resume: bool = False, quiet: bool = False) -> RunFo
             settings = config.train.model_copy(update={"measure": task.measure})
             fit(task, settings, run, ranks, resume=resume, extra=extra, seed=config.seed, quiet=quiet)
             task.picture.close()
-        _segment_all(config, volumes, run, ranks, quiet)
+            task.network.load_state_dict(run.load_for_prediction(config.predict.checkpoint)["network"])
+            task.network.eval()
+            _report_channels(task, run, quiet)
+        _segment_all(task, volumes, run, quiet)
     return run
 
 
@@ -124,8 +127,6 @@ class PatchContrastTask(Task):
         self.picture = LivePicture(
             run, settings, every=settings.picture_every, on=ranks.first and run is not None
         )
-        self.facts: list[ChannelFacts] = []
-        self.trouble: list[str] = []
         self.optimizer: torch.optim.Optimizer | None = None
 
     @property
@@ -186,16 +187,16 @@ class PatchContrastTask(Task):
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Recalibrate batch norms, choose the channel, say what is wrong. All of it is kept in the network."""
-        self.facts = self._look()
-        choice = choose_channel(self.facts, self.settings)
-        dice = self._dice_of_channels() if self.held_out else []
+        self._recalibrate()
+        facts = self.look()
+        choice = choose_channel(facts, self.settings)
+        dice = dice_of_channels(self.network, self.held_out, self.config, self.ranks) if self.held_out else []
         if self.settings.choice == "labelled":
             best = int(np.argmax(dice))
-            choice = Choice(best % len(self.facts), best >= len(self.facts), True)
+            choice = Choice(best % len(facts), best >= len(facts), True)
         self.network.channel.fill_(choice.channel)
         self.network.inverted.fill_(choice.inverted)
-        self.trouble = describe_trouble(self.facts, choice, self.settings)
-        fact = self.facts[choice.channel]
+        fact = facts[choice.channel]
         measures = {
             "channel": float(choice.channel),
             # A checkpoint without a plausible channel is the best only while there is no other.
@@ -204,7 +205,7 @@ class PatchContrastTask(Task):
             "foreground": 1 - fact.foreground if choice.inverted else fact.foreground,
         }
         if dice:
-            chosen = choice.channel + len(self.facts) * choice.inverted
+            chosen = choice.channel + len(facts) * choice.inverted
             measures |= {"dice": dice[chosen], "dice_of_best_channel": max(dice)}
         return measures
 
@@ -219,62 +220,31 @@ class PatchContrastTask(Task):
     def _flat(self, volume: Tensor) -> Tensor:
         return volume if self.flat_axis is None else volume.squeeze(self.flat_axis)
 
-    def _look(self) -> list[ChannelFacts]:
-        """The facts of all channels over ``sample_steps`` batches, after batch norms took their statistics from
-        them."""
-        batches = range(self.settings.sample_steps)
+    def _recalibrate(self) -> None:
+        """Batch norms take the mean of their statistics over ``sample_steps`` batches, instead of those that trailed
+        behind the weights."""
         layers = batch_norms(self.network.confidence) if self.settings.batch_norm == "recalibrated" else []
         momenta = [layer.momentum for layer in layers]
         for layer in layers:
             layer.reset_running_stats()
             layer.momentum = None  # the mean over all batches
             layer.train()
-        for step in batches if layers else ():
+        for step in range(self.settings.sample_steps if layers else 0):
             self.network.confidence(self._images(self.loader.load(step))[0])
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
             layer.eval()
+
+    @torch.no_grad()
+    def look(self) -> list[ChannelFacts]:
+        """The facts of all channels over ``sample_steps`` batches."""
         sums = ChannelSums(self.settings.channels, self.config.predict.threshold, self.settings)
-        for step in batches:
+        for step in range(self.settings.sample_steps):
             image, _ = self._images(self.loader.load(step))
             confidence = self._flat(self.network.confidence(image).float().sigmoid())
             sums.add(confidence, self._flat(image))
         assert sums.total is not None
         return sums.facts(self.ranks.sum(sums.total.cpu()))
-
-    def _dice_of_channels(self) -> list[float]:
-        """Dice of every channel, then of every channel inverted, over the validation volumes; without the openings
-        and closings of prediction. The first process alone looks."""
-        if not self.ranks.first:
-            return self.ranks.from_first(None)
-        k = self.settings.channels
-        counts = [Confusion()] * (2 * k)
-        for volume in self.held_out:
-            maps = probability_of(
-                _Maps(self.network),
-                measure_intensity(volume.raw, self.config.data.normalize),
-                device=self.device,
-            )
-            tiling = tiling_of(self.config, maps, volume.raw, self.device)
-            for start, stop, predicted in predict_blocks(
-                volume.raw, maps, tiling, classes=k, device=self.device
-            ):
-                target, codes = volume.read_target(start, stop)
-                above = (predicted >= self.config.predict.threshold).cpu().numpy()
-                for i, mask in enumerate([*above, *~above]):
-                    counts[i] = counts[i] + count_confusion(mask, target[0], codes[0] == LABELLED)
-        return self.ranks.from_first([count.dice for count in counts])
-
-
-class _Maps(torch.nn.Module):
-    """All channels of the network, as prediction asks for them."""
-
-    def __init__(self, network: PatchContrastNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.network.maps(image)
 
 
 def _opened(config: Config) -> tuple[Config, list[AnnotatedVolume]]:
@@ -292,17 +262,33 @@ def _opened(config: Config) -> tuple[Config, list[AnnotatedVolume]]:
     ), volumes
 
 
+def _report_channels(task: PatchContrastTask, run: RunFolder, quiet: bool) -> None:
+    """Say which channel of the network that predicts is the segmentation, and what may be wrong; in ``channels.json``
+    too, with the facts of all channels."""
+    facts, settings = task.look(), task.settings
+    channel, inverted = int(task.network.channel), bool(task.network.inverted)
+    share = 1 - facts[channel].foreground if inverted else facts[channel].foreground
+    choice = Choice(channel, inverted, settings.foreground[0] <= share <= settings.foreground[1])
+    notes = describe_trouble(facts, choice, settings)
+    if not task.ranks.first:
+        return
+    content = {"choice": asdict(choice), "notes": notes, "channels": [asdict(fact) for fact in facts]}
+    write_atomically(run.file("channels.json"), (json.dumps(content, indent=2) + "\n").encode())
+    if not quiet:
+        how = ", inverted," if inverted else ""
+        print(f"channel {channel}{how} is the segmentation: {100 * share:.3g} % foreground")
+        for note in notes:
+            print(f"note: {note}", flush=True)
+
+
 def _segment_all(
-    config: Config, volumes: list[AnnotatedVolume], run: RunFolder, ranks: Ranks, quiet: bool
+    task: PatchContrastTask, volumes: list[AnnotatedVolume], run: RunFolder, quiet: bool
 ) -> None:
     """The masks of all training volumes, as files and, for image files, as images."""
-    state = run.load_for_prediction(config.predict.checkpoint)
-    network = build_network(config, volumes[0].raw.channels).to(ranks.device)
-    network.load_state_dict(state["network"])
-    network.eval()
+    config, ranks = task.config, task.ranks
     for number, volume in enumerate(volumes):
         path = run.file("predictions", f"train_{number}.{config.predict.format}")
-        segment(volume.raw, network, config, path, ranks, restart=True, quiet=True)
+        segment(volume.raw, task.network, config, path, ranks, restart=True, quiet=True)
         if ranks.first and isinstance(volume.raw.source, FolderSource):
             write_mask_images(run.file("masks"), volume.raw, open_volume(f"{path}:/segmentation"))
     if ranks.first and not quiet:
