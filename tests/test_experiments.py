@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from tests.methods.test_patch_contrast import draw_image
+from tests.methods.tissue import draw_image
 
 EXPERIMENTS = Path(__file__).parents[1] / "benchmarks" / "experiments"
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -13,55 +14,12 @@ import torch
 
 from fastseg.commands.infer import evaluate_run, predict_run
 from fastseg.data.volumes import open_volume
-from fastseg.errors import InputError, Interrupted
+from fastseg.errors import Interrupted
 from fastseg.methods.patch_contrast import PatchContrastTask
-from fastseg.methods.patch_contrast_network import batch_norms
 from fastseg.methods.registry import train
-from fastseg.nets import FCNN, PatchFeaturiser
 from fastseg.train.checkpoint import RunFolder
-from fastseg.train.config_file import load_config
-from fastseg.train.inputs import each_image, open_training
-from fastseg.train.ranks import Ranks
-from fastseg.train.stepper import Stepper
-
-CONFIG = """\
-method: patch_contrast
-output: run
-data: {train: [{raw: "images/*.png"}], patch: [64, 64]}
-network: {dilations: [1, 2, 3]}
-patch_contrast: {channels: 3, patch_size: 12, stride: 4, appearance: dark, sample_steps: 2, picture_every: 20,
-                 stop_window: 10, stop_gain: null}
-train: {steps: 40, batch: 4, learning_rate: 3.0e-3, validate_every: 20, checkpoint_every: 20, device: cpu}
-"""
-
-
-def draw_image(seed: int, shape: tuple[int, int] = (96, 110)) -> tuple[np.ndarray, np.ndarray]:
-    """Dark violet disks on light pink, uneven and noisy, and where they are."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[: shape[0], : shape[1]]
-    truth = np.zeros(shape, bool)
-    for _ in range(12):
-        cy, cx, r = rng.uniform(0, shape[0]), rng.uniform(0, shape[1]), rng.uniform(6, 10)
-        truth |= (y - cy) ** 2 + (x - cx) ** 2 < r**2
-    light = 0.9 + 0.1 * np.sin(x / 15 + seed)
-    colour = np.where(truth[..., None], (90, 60, 140), (225, 180, 205)) * light[..., None]
-    return np.clip(colour + rng.normal(0, 12, colour.shape), 0, 255).astype(np.uint8), truth
-
-
-def scene(folder: Path, **changes: object) -> Path:
-    """Four images of two sizes with their truth beside them, and a configuration."""
-    for name in ("images", "truth"):
-        (folder / name).mkdir()
-    for i in range(4):
-        image, truth = draw_image(i, (96, 110) if i % 2 else (80, 120))
-        imageio.imwrite(folder / "images" / f"tissue_{i}.png", image)
-        imageio.imwrite(folder / "truth" / f"tissue_{i}.png", truth.astype(np.uint8))
-    (folder / "run.yaml").write_text(CONFIG)
-    return folder / "run.yaml"
-
-
-def config_of(path: Path, *overrides: str):
-    return load_config(path, [f"output={path.parent / 'run'}", *overrides])
+from tests.methods.tissue import CONFIG, config_of, draw_image, scene
+from tests.train.processes import finish, start
 
 
 def dice(folder: Path, mask_folder: Path) -> list[float]:
@@ -164,73 +122,6 @@ def test_a_run_goes_on_to_the_same_numbers(trained: tuple[Path, RunFolder], tmp_
         assert (tmp_path / "run" / name).read_bytes() == Path(whole.file(name)).read_bytes()
 
 
-def task_of(path: Path, *overrides: str) -> PatchContrastTask:
-    config = each_image(config_of(path, *overrides))
-    return PatchContrastTask(config, open_training(config, labelled=False), Ranks())
-
-
-def test_parameters_are_those_of_the_paper(tmp_path: Path) -> None:
-    task = task_of(scene(tmp_path), "network.dilations=[1,2,3,5,10,20]", "patch_contrast.channels=4")
-    assert sum(p.numel() for p in task.network.parameters()) == 7_372
-    assert sum(p.numel() for p in (*FCNN().parameters(), *PatchFeaturiser().parameters())) == 10_758
-    features = task_of(
-        tmp_path / "run.yaml",
-        *("network.dilations=[1,2,3,5,10,20]", "patch_contrast.channels=4"),
-        *("patch_contrast.similarity=features", "patch_contrast.patch_size=50"),
-    )
-    assert sum(p.numel() for p in features.network.parameters()) == 10_758
-
-
-def test_a_void_step_changes_nothing(tmp_path: Path) -> None:
-    task = task_of(scene(tmp_path))
-    stepper = Stepper(task.updates(task.config.train), task.config.train, Ranks())
-    task.network.train()
-    batch = task.loader.load(0)
-    stepper.step(batch, 0)
-    with torch.no_grad():
-        task.network.confidence.network.head.bias.fill_(60.0)  # sure of everything: no negatives
-    before = {name: p.clone() for name, p in task.network.named_parameters()}
-    row = stepper.step(batch, 1)
-    assert row["void"] == 1
-    assert row["loss"] == 0
-    assert all(torch.equal(p, before[name]) for name, p in task.network.named_parameters())
-    assert all(state["step"] == 1 for state in task.optimizer.state.values())
-    # It does not count for the stopping criterion either.
-    assert task.network.window_sums[2] == 1
-
-
-def test_features_learn_too(tmp_path: Path) -> None:
-    task = task_of(
-        scene(tmp_path), "patch_contrast.similarity=features", "patch_contrast.patch_size=50", "train.steps=2"
-    )
-    stepper = Stepper(task.updates(task.config.train), task.config.train, Ranks())
-    task.network.train()
-    before = {name: p.clone() for name, p in task.network.named_parameters()}
-    for step in range(4):
-        stepper.step(task.loader.load(step), step)
-    moved = {name for name, p in task.network.named_parameters() if not torch.equal(p, before[name])}
-    assert moved == set(before)
-
-
-def test_training_ends_when_the_gap_no_longer_grows(tmp_path: Path) -> None:
-    task = task_of(scene(tmp_path), "patch_contrast.stop_gain=0.01")
-
-    def window(positive: float, negative: float, done: int) -> bool:
-        task.network.window_sums.copy_(torch.tensor([10 * positive, 10 * negative, 10.0]))
-        return task.finished(done)
-
-    assert not window(0.3, 0.2, 10)  # the first; positives are further apart than negatives
-    assert not window(0.3, 0.2, 20)  # no gain, but nothing is separated yet
-    assert not window(0.1, 0.2, 30)
-    assert not window(0.1, 0.2, 35)  # not the end of a window
-    assert not window(0.1, 0.202, 40)  # 2 % more
-    assert window(0.1, 0.2028, 50)  # 0.8 % more
-    assert task.finished(60)
-    patient = task_of(tmp_path / "run.yaml")
-    patient.network.converged.fill_(True)
-    assert not patient.finished(50)
-
-
 def test_a_converged_run_ends_with_a_checkpoint_and_stays_ended(tmp_path: Path) -> None:
     path = scene(tmp_path)
     config = config_of(path, "patch_contrast.stop_gain=1.0e+9", "train.steps=400", "train.validate_every=400")
@@ -240,23 +131,6 @@ def test_a_converged_run_ends_with_a_checkpoint_and_stays_ended(tmp_path: Path) 
     log = Path(run.file("log.jsonl")).read_text()
     train(config, resume=True, quiet=True)
     assert Path(run.file("log.jsonl")).read_text() == log
-
-
-def test_batch_norms_are_recalibrated_or_take_what_they_see(tmp_path: Path) -> None:
-    task = task_of(scene(tmp_path))
-    with torch.no_grad():
-        for layer in batch_norms(task.network):
-            layer.running_mean.fill_(1e3)
-    task.network.eval()
-    task.validate()
-    layers = batch_norms(task.network)
-    assert all((layer.running_mean.abs() < 50).all() and layer.momentum == 0.1 for layer in layers)
-    assert not any(layer.training for layer in layers)
-    of_batch = task_of(tmp_path / "run.yaml", "patch_contrast.batch_norm=batch")
-    image = of_batch.loader.load(0).raw.float() / 255
-    training = of_batch.network.maps(image)
-    torch.testing.assert_close(of_batch.network.eval().maps(image), training, rtol=0, atol=0)
-    assert not any("running" in name for name in of_batch.network.state_dict())
 
 
 def test_labels_may_choose_instead(tmp_path: Path) -> None:
@@ -269,26 +143,51 @@ def test_labels_may_choose_instead(tmp_path: Path) -> None:
     predict_run(run.path, quiet=True)
     results, _ = evaluate_run(run.path)
     assert next(iter(results.values())).dice > 0.8
-    with pytest.raises(InputError, match=r"patch_contrast.choice: labelled needs data.validation"):
-        task_of(path, "patch_contrast.choice=labelled")
 
 
-def test_intensities_must_have_a_black_and_a_white(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"data.normalize must be range or percentile, got zscore"):
-        task_of(scene(tmp_path), "data.normalize=zscore")
-    with pytest.raises(InputError, match=r"features needs 2D patches and patch_contrast.patch_size 50"):
-        task_of(tmp_path / "run.yaml", "patch_contrast.similarity=features")
-
-
-def test_folders_become_an_entry_per_image(tmp_path: Path) -> None:
-    path = scene(tmp_path)
-    (tmp_path / "truth" / "tissue_3.png").unlink()
-    found = each_image(config_of(path, "data.train=[{raw: images}, {raw: images/tissue_1.png}]"))
-    assert [Path(entry.raw).name for entry in found.data.train] == [
-        *(f"tissue_{i}.png" for i in range(4)),
-        "tissue_1.png",
+def test_volumes_are_segmented_in_3d(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    z, y, x = np.mgrid[:14, :60, :64]
+    truth = np.zeros(z.shape, bool)
+    for _ in range(14):
+        c = rng.uniform((0, 0, 0), truth.shape)
+        truth |= ((z - c[0]) / 0.5) ** 2 + (y - c[1]) ** 2 + (x - c[2]) ** 2 < rng.uniform(6, 9) ** 2
+    np.save(
+        tmp_path / "embryo.npy", (300 + 900 * truth + rng.normal(0, 120, truth.shape)).clip(0).astype("u2")
+    )
+    (tmp_path / "run.yaml").write_text(CONFIG)
+    config = config_of(
+        tmp_path / "run.yaml",
+        "data={train: [{raw: embryo.npy}], patch: [12, 40, 40]}",
+        "network={dilations: [[1, 1, 1], [1, 2, 2]]}",
+        "patch_contrast={channels: 2, patch_size: [4, 12, 12], stride: [2, 6, 6], contrast: negative, "
+        "appearance: bright, sample_steps: 2, stop_gain: null, foreground: [0.05, 0.8]}",
+        "predict.morphology=[[open, [1, 2, 2]]]",
+        *("train.batch=2", "train.steps=30"),
+    )
+    run = train(config, quiet=True)
+    mask = open_volume(run.file("predictions", "train_0.h5") + ":/segmentation").read((0, 0, 0), truth.shape)[
+        0
     ]
-    with pytest.raises(
-        InputError, match=r"labels truth/\*.png must be as many images as raw images, 4, got 3"
-    ):
-        each_image(config_of(path, "data.test=[{raw: images, labels: truth/*.png}]"))
+    assert 2 * (truth & (mask > 0)).sum() / (truth.sum() + (mask > 0).sum()) > 0.8
+    assert not Path(run.file("masks")).exists()
+
+
+def test_two_processes_learn_what_one_does(trained: tuple[Path, RunFolder], tmp_path: Path) -> None:
+    folder, whole = trained
+    command = [
+        sys.executable,
+        "-m",
+        "fastseg.cli",
+        "train",
+        str(folder / "run.yaml"),
+        f"output={tmp_path / 'run'}",
+    ]
+    for done in finish(start(2, [*command, "train.steps=12"])):
+        assert done.returncode == 0, done.stderr
+    of_two = rows(RunFolder(tmp_path / "run"), "log.jsonl")
+    of_one = rows(whole, "log.jsonl")
+    for one, two in zip(of_one[:12], of_two, strict=True):
+        # Draws may differ where rounding moves a confidence across a random number: rarely, and not in the first.
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4 if one["step"] == 0 else 0.05)
+    assert len(list(Path(tmp_path / "run" / "masks").iterdir())) == 4
