@@ -10,7 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import imageio.v3 as imageio
+import numpy as np
 import pytest
+import tifffile
+
+from tests.methods.tissue import draw_image
 
 EXPERIMENTS = Path(__file__).parents[1] / "benchmarks" / "experiments"
 
@@ -63,3 +68,65 @@ def test_three_arms_make_three_rows_once(
     sparse_2d3d.main()
     assert capsys.readouterr().out.count("\n| 2 | ") == 3
     assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+@pytest.fixture
+def patch_contrast(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """The experiment on four images of disks, with windows to match."""
+    pytest.importorskip("skimage")
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    module = importlib.import_module("patch_contrast")
+    folder = tmp_path / "sets" / "he_dsb2018"
+    folder.mkdir(parents=True)
+    for i in range(4):
+        image, truth = draw_image(i)
+        imageio.imwrite(folder / f"tissue_{i}.png", image)
+        tifffile.imwrite(folder / f"tissue_{i}_instances.tif", truth.astype("u2"))
+    configure = module.configure
+
+    def small(*arguments: object):
+        config = configure(*arguments)
+        changes = {
+            "data": config.data.model_copy(update={"patch": [64, 64]}),
+            "train": config.train.model_copy(update={"batch": 2, "steps": 4}),
+            "patch_contrast": config.patch_contrast.model_copy(update={"patch_size": 12, "stride": 6}),
+        }
+        return config.model_copy(update=changes)
+
+    monkeypatch.setattr(module, "configure", small)
+    return module
+
+
+def test_patch_contrast_has_a_row_per_arm_and_seed_once(
+    patch_contrast: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    results = tmp_path / "rows.csv"
+    common = ["--folder", str(tmp_path / "runs"), "--results", str(results)]
+    run = ["run", "--data", "dsb2018", "--root", str(tmp_path / "sets"), "--seeds", "0", "1", "--quiet"]
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", ["patch_contrast.py", *run, *common])
+        patch_contrast.main()
+        with results.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        found = [(row["arm"], row["seed"]) for row in rows]
+        learnt = [(arm, seed) for seed in "01" for arm in ("unlabelled", "labelled")]
+        assert found == [("grey", ""), ("otsu", ""), ("kmeans", ""), *learnt]
+    # Images 0 and 3 are for validation.
+    assert {row["images"] for row in rows} == {"2"}
+    assert float(rows[0]["dice"]) > 0.9
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["patch_contrast.py", "show", *common])
+    patch_contrast.main()
+    assert capsys.readouterr().out.count("\n| dsb2018 | ") == 5
+
+
+def test_the_labelled_half_of_a_volume_is_not_tested(patch_contrast: ModuleType) -> None:
+    shape = (4, 6, 10)
+    image = patch_contrast.Image(Path(), np.zeros((*shape, 1)), np.ones(shape, bool), False)
+    left = np.zeros(shape, bool)
+    left[..., :5] = True
+    assert patch_contrast.score([image], [left], 0) == [1.0]
+    assert patch_contrast.score([image], [left], 1) == [0.0]

@@ -12,14 +12,12 @@ several calls with other --seeds or --slices may work side by side. ``show`` wri
 """
 
 import argparse
-import csv
-import fcntl
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import yaml
+from rows import add, commit, read
 
 from fastseg.commands.infer import evaluate_run, predict_run, prediction_path
 from fastseg.data import open_volume
@@ -161,7 +159,7 @@ def run_arms(name, count, seed, options, done):
             **score(run, data),
             "commit": commit(),
         }
-        add(options.results, {column: row[column] for column in COLUMNS})
+        add(options.results, row, COLUMNS)
         print(row, flush=True)
 
 
@@ -183,34 +181,6 @@ def score(run, data):
         "surface_distance": round(average_surface_distance(found, truth, data.voxel_size), 4),
         "xz_dice": round(section_dice(found, truth, axis=1), 5),
     }
-
-
-def commit():
-    return subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=RESULTS.parents[2],
-    ).stdout.strip()
-
-
-def read(path):
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def add(path, row):
-    """A row more; the file is locked, as several calls may have one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if file.seek(0, 2) == 0:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 def main():

@@ -51,3 +51,18 @@ def test_scaling_is_by_sample_and_channel_and_leaves_what_it_reads(dtype: torch.
     assert torch.equal(scaled[1, 0], before[1, 0].float() - 3)
     assert torch.equal(scaled[0, 1], (before[0, 1].float() - 2) * 2)
     assert torch.equal(raw, before)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "f4"])
+def test_percentiles_become_black_and_white_channel_by_channel(tmp_path: Path, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    array = np.stack([rng.gamma(2, 10, (3, 70, 90)), rng.normal(120, 9, (3, 70, 90))]).astype(dtype)
+    np.save(tmp_path / "v.npy", array)
+    intensity = measure_intensity(open_volume(tmp_path / "v.npy"), "percentile")
+    for channel, shift, scale in zip(array, intensity.shift, intensity.scale, strict=True):
+        low, high = np.percentile(channel, (1, 99))
+        assert shift == pytest.approx(low)
+        assert 1 / scale == pytest.approx(high - low)
+    assert measure_intensity(stored(tmp_path, "c", np.full(SHAPE, 7, "u1")), "percentile") == Intensity(
+        (7.0,), (1.0,)
+    )

@@ -193,3 +193,18 @@ def test_unusable_samplers(scene: AnnotatedVolume, tmp_path: Path) -> None:
     nothing = AnnotatedVolume(scene.raw, scene.labels, stored(tmp_path, "mask", np.zeros(SHAPE, "u1")))
     with pytest.raises(InputError, match=r"no annotated voxel in .*raw\.npy"):
         PatchSampler([nothing], [index_labels(nothing, 0)], (4, 8, 8), Sampling(), 0)
+
+
+def test_volumes_without_labels_have_patches_anywhere(tmp_path: Path) -> None:
+    volume = AnnotatedVolume(make_scene(tmp_path).raw)
+    index = index_labels(volume, 0)
+    assert (index.labelled_voxels, index.foreground_voxels) == (0, 0)
+    target, codes = volume.read_target((0, 0, 0), (2, 3, 4))
+    assert target.shape == (1, 2, 3, 4)
+    assert not target.any()
+    assert not codes.any()
+    sampler = PatchSampler([volume], [index], PATCH, Sampling(), 0)
+    starts = {sampler.draw(step, 0)[1] for step in range(200)}
+    assert len(starts) > 150
+    with pytest.raises(InputError, match="around labelled voxels or foreground alone, and there are none"):
+        PatchSampler([volume], [index], PATCH, Sampling(0, 1, 1), 0)

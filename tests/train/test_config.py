@@ -76,10 +76,22 @@ def test_overrides_reach_any_depth(config: Path) -> None:
     assert loaded.patch == (1, 16, 16)
 
 
+def test_a_method_has_defaults_of_its_own_where_nothing_is_stated(config: Path) -> None:
+    stated = ["method=patch_contrast", "data.patch=[16, 16]", "train.batch=3"]
+    loaded = load_config(config, stated)
+    assert (loaded.network.kind, loaded.network.width, loaded.train.learning_rate) == ("fcnn", 8, 2e-4)
+    assert (loaded.train.batch, loaded.data.normalize) == (3, "percentile")
+    assert load_config(config).train.learning_rate == 1e-3
+    assert loaded.halo == (0, 83, 83)
+    assert loaded.predict.morphology_steps(2, 0)[0] == ("open", (0, 3, 3))
+    assert loaded.predict.morphology_steps(2, 1)[0] == ("open", (3, 0, 3))
+
+
 MISTAKES = {
     "train.stepps=3": "unknown key train.stepps; did you mean train.steps?",
     "sead=3": "unknown key sead; did you mean seed?",
-    "xyz=3": "unknown key xyz; known are method, output, seed, data, network, loss, sparse_2d3d, train, predict",
+    "xyz=3": "unknown key xyz; known are method, output, seed, data, network, loss, sparse_2d3d, patch_contrast, "
+    "train, predict",
     "data.train.0.lables=x": "unknown key data.train.0.lables; did you mean data.train.0.labels?",
     "train.augment.contrst=1": "unknown key train.augment.contrst; did you mean train.augment.contrast?",
     "data.train.0.region.q=[0, 1]": "unknown key data.train.0.region.q; known are z, y, x",
@@ -97,9 +109,14 @@ MISTAKES = {
     "train.steps": "override 'train.steps' must look like key.name=value",
     "loss.pos_weight=[1, 2]": "loss.pos_weight must have 1 values, one per class",
     "data.sampling={uniform: 0, labelled: 0, foreground: 0}": "data.sampling: at least one share must be positive",
-    "method=magic": "method: input should be 'supervised' or 'sparse_2d3d', got 'magic'",
+    "method=magic": "method: input should be 'supervised', 'sparse_2d3d' or 'patch_contrast', got 'magic'",
     "sparse_2d3d.steps=5": "sparse_2d3d is a section of method sparse_2d3d, the method is supervised",
     "network.kind=sliding_cnn": r"network.kind sliding_cnn sees single slices: it needs a patch \[y, x\]",
+    "patch_contrast.channels=2": "patch_contrast is a section of method patch_contrast, the method is supervised",
+    "patch_contrast.foreground=[0.6, 0.2]": r"foreground must be \[least, most\] shares of the image, got \[0.6, 0.2\]",
+    "network={kind: fcnn, dilations: [1, [1, 2]]}": r"network.dilations: \[1, 2\] must have one number per axis",
+    "predict.morphology=[[open, [1, 2]]]": r"predict.morphology: open \[1, 2\] must have one radius per axis of the 3",
+    "predict.morphology=[[shut, 1]]": r"predict.morphology.0.0: input should be 'open' or 'close', got 'shut'",
     "predict.window=[16, 16]": r"predict.window \[16, 16\] must have the axes of data.patch \[8, 16, 16\]",
     "predict.window=[8, 20, 16]": r"predict.window \[8, 20, 16\] must be a multiple of \[8, 8, 8\]",
     "loss.pseudo_ramp=[0.5, 0.2]": r"pseudo_ramp must be \[first, last\] shares of the steps, got \[0.5, 0.2\]",

@@ -16,11 +16,10 @@ from typing import Any
 import torch
 
 import fastseg
-from fastseg.methods.supervised import SupervisedTask
+from fastseg.methods.registry import prepare
 from fastseg.train.checkpoint import write_atomically
 from fastseg.train.config import Config
 from fastseg.train.device import device_name
-from fastseg.train.inputs import open_training
 from fastseg.train.ranks import Ranks, join
 from fastseg.train.stepper import Stepper
 from fastseg.train.task import Task
@@ -47,7 +46,7 @@ class Rates:
 def bench_pipeline(config: Config, seconds: float, path: str | None = None) -> list[str]:
     """Time the stages for ``seconds`` each; a line each of a table, and JSON at ``path`` if given."""
     with join(config.train.device) as ranks:
-        task = SupervisedTask(config, open_training(config), ranks)
+        config, _, task = prepare(config, ranks)
         rates = measure_pipeline(task, config, ranks, seconds)
         device = f"{ranks.device} ({device_name(ranks.device)})"
     if path is not None:

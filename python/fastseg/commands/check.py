@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import resource
+from typing import Any
 
 import torch
 
@@ -15,12 +16,13 @@ from fastseg.data.loader import PatchLoader
 from fastseg.data.resident import resident_bytes
 from fastseg.data.volumes import Volume
 from fastseg.methods.networks import build_network
+from fastseg.methods.registry import prepare
 from fastseg.methods.sparse_2d3d import slices_config
-from fastseg.methods.supervised import SupervisedTask, describe
+from fastseg.methods.supervised import describe
 from fastseg.predict import CHUNK, Grid, Tiling
 from fastseg.train.config import Config
 from fastseg.train.device import autocast_dtype, device_name
-from fastseg.train.inputs import open_annotated, open_training, open_validation
+from fastseg.train.inputs import open_annotated, open_validation
 from fastseg.train.memory import explaining_out_of_memory
 from fastseg.train.ranks import Ranks, join
 
@@ -37,8 +39,7 @@ def check_run(config: Config, seconds: float) -> list[str]:
         join(config.train.device) as ranks,
         explaining_out_of_memory(ranks, {"train.batch": config.train.batch}),
     ):
-        volumes = open_training(config)
-        task = SupervisedTask(config, volumes, ranks)
+        config, volumes, task = prepare(config, ranks)
         lines = ["training"]
         for volume, index in zip(volumes, task.indexes, strict=True):
             _read_all(volume)
@@ -84,9 +85,7 @@ def _slices(config: Config, volumes: list[AnnotatedVolume]) -> list[str]:
     ]
 
 
-def _training(
-    config: Config, volumes: list[AnnotatedVolume], task: SupervisedTask, ranks: Ranks
-) -> list[str]:
+def _training(config: Config, volumes: list[AnnotatedVolume], task: Any, ranks: Ranks) -> list[str]:
     train, loader = config.train, task.loader
     count = sum(p.numel() for p in task.network.parameters())
     precision = autocast_dtype(train.precision, ranks.device) or torch.float32
@@ -115,7 +114,7 @@ def _training(
     return lines
 
 
-def _trouble(config: Config, volumes: list[AnnotatedVolume], task: SupervisedTask, ranks: Ranks) -> list[str]:
+def _trouble(config: Config, volumes: list[AnnotatedVolume], task: Any, ranks: Ranks) -> list[str]:
     """What is known to make a run slow."""
     lines = []
     for volume in volumes if isinstance(task.loader, PatchLoader) else ():

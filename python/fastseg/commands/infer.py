@@ -16,7 +16,7 @@ from fastseg.data.outputs import OUTPUT_SUFFIXES
 from fastseg.data.volumes import Volume, open_volume
 from fastseg.errors import InputError
 from fastseg.methods.inference import segment
-from fastseg.methods.networks import build_network
+from fastseg.methods.registry import build_network
 from fastseg.metrics import Confusion, evaluate_volume, total
 from fastseg.report import draw_comparison, write_metrics
 from fastseg.train.checkpoint import RunFolder

@@ -37,6 +37,7 @@ class AnnotatedVolume:
     id. Voxels with ``ignore_label`` get code 0. mask: codes 0, 1, 2, over the annotation.
     pseudo: a channel per class, 0 and 1 (integers) or probabilities (floats). They are the target, with code 2,
     where mask and annotation say nothing: what is annotated stays as it is, and an ignored label stays ignored.
+    Without labels every target and every code is 0.
     """
 
     raw: Volume
@@ -122,10 +123,12 @@ class AnnotatedVolume:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Target (classes, z, y, x) of ``target_dtype`` in [0, 1] and codes (1, z, y, x) uint8, in place where arrays
         are given."""
-        assert self.labels is not None, "a volume without labels has no target"
         box = tuple(b - a for a, b in zip(start, stop, strict=True))
         target = np.empty((self.target_channels, *box), self.target_dtype) if target is None else target
         codes = np.empty((1, *box), np.uint8) if codes is None else codes
+        if self.labels is None:
+            target[...], codes[...] = 0, IGNORED
+            return target, codes
         labels = self.labels.read(start, stop)
         if self.classes is None:
             np.not_equal(labels, 0, out=target, casting="unsafe")
@@ -179,8 +182,12 @@ class LabelIndex:
 
 
 def index_labels(volume: AnnotatedVolume, seed: int) -> LabelIndex:
-    """Read the labels once, block by block; without pseudo-labels annotated slices alone where they are given."""
+    """Read the labels, if any, once, block by block; without pseudo-labels annotated slices alone where they are
+    given."""
     rng = np.random.default_rng(seed)
+    if volume.labels is None:
+        nowhere = np.empty((0, 3), np.int64)
+        return LabelIndex(nowhere, nowhere, 0, 0, 0)
     keep = {"labelled": _Reservoir(rng), "foreground": _Reservoir(rng)}
     pseudo = 0
     for start, stop in _annotated_blocks(volume):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from fastseg.data.cache import ChunkCache
 from fastseg.data.sources import Slices, Source, reason
 from fastseg.data.tiff import TIFF_SUFFIXES
 from fastseg.errors import InputError
+
+if TYPE_CHECKING:
+    from fastseg.data.volumes import Volume
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", *TIFF_SUFFIXES)
 
@@ -26,12 +29,7 @@ class FolderSource(Source):
     def __init__(self, pattern: str) -> None:
         super().__init__()
         self.name = self.path = pattern
-        found = os.path.join(pattern, "*") if os.path.isdir(pattern) else pattern
-        self.paths = sorted(
-            (p for p in glob.glob(found) if p.lower().endswith(IMAGE_SUFFIXES)), key=_natural_order
-        )
-        if not self.paths:
-            raise InputError(f"{pattern} matches no image ({', '.join(IMAGE_SUFFIXES)})")
+        self.paths = image_paths(pattern)
         self._cache = ChunkCache(_CACHE_BYTES)
         first = self._decode(self.paths[0])
         self.slice_shape, self.dtype = first.shape, first.dtype
@@ -71,6 +69,33 @@ class FolderSource(Source):
         if image.ndim == 3 and image.shape[2] == 1:
             image = image[:, :, 0]
         return image
+
+
+def image_paths(pattern: str) -> list[str]:
+    """The image files of a folder or a pattern, in natural order; InputError if there are none."""
+    found = os.path.join(pattern, "*") if os.path.isdir(pattern) else pattern
+    paths = sorted((p for p in glob.glob(found) if p.lower().endswith(IMAGE_SUFFIXES)), key=_natural_order)
+    if not paths:
+        raise InputError(f"{pattern} matches no image ({', '.join(IMAGE_SUFFIXES)})")
+    return paths
+
+
+def write_mask_images(folder: str, raw: Volume, mask: Volume) -> list[str]:
+    """Write a mask over a volume of image files as images of the same names, PNG, 0 and 255; the paths written."""
+    import imageio.v3 as imageio
+
+    assert isinstance(raw.source, FolderSource)
+    paths = []
+    os.makedirs(folder, exist_ok=True)
+    for z in range(raw.shape[0]):
+        name = os.path.splitext(os.path.basename(raw.source.paths[raw.origin[0] + z]))[0] + ".png"
+        plane = mask.read((z, 0, 0), (z + 1, *mask.shape[1:]))[0, 0]
+        paths.append(os.path.join(folder, name))
+        try:
+            imageio.imwrite(paths[-1], (plane != 0).astype(np.uint8) * 255)
+        except OSError as error:
+            raise InputError(f"{paths[-1]} cannot be written: {reason(error)}") from error
+    return paths
 
 
 def _natural_order(path: str) -> list[Any]:

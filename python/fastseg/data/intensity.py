@@ -12,11 +12,15 @@ from torch import Tensor
 
 from fastseg.data.volumes import Volume, require_finite
 
-Mode = Literal["zscore", "range", "none"]
+Mode = Literal["zscore", "range", "percentile", "none"]
 
 # 64 blocks of 2**19 voxels fix the mean and deviation of a volume to far below its noise.
 _BLOCKS = 64
 _BLOCK_SHAPE = (32, 128, 128)
+
+# What "percentile" takes for black and white, and from how many values of each channel.
+_PERCENTILES = (1.0, 99.0)
+_MOST_VALUES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -28,23 +32,23 @@ class Intensity:
 
 
 def measure_intensity(volume: Volume, mode: Mode) -> Intensity:
-    """zscore: to mean 0, deviation 1; range: integers to [0, 1] by their dtype; none: as it is.
+    """zscore: to mean 0, deviation 1; range: integers to [0, 1] by their dtype; percentile: each channel's 1st and 99th
+    percentile to 0 and 1, values beyond staying beyond; none: as it is.
 
-    zscore reads the whole volume up to 32 M voxels, beyond that 64 blocks spread evenly over it.
+    zscore and percentile read the whole volume up to 32 M voxels, beyond that 64 blocks spread evenly over it.
     """
     channels = volume.channels
     if mode == "range" and volume.dtype.kind in "ui":
         limits = np.iinfo(volume.dtype)
         return Intensity((float(limits.min),) * channels, (1.0 / (limits.max - limits.min),) * channels)
+    if mode == "percentile":
+        return _between_percentiles(volume)
     if mode != "zscore":
         return Intensity((0.0,) * channels, (1.0,) * channels)
 
     count, mean, squares = 0, np.zeros(channels), np.zeros(channels)
     for start, stop in _sample_boxes(volume):
-        box = volume.read(start, stop).reshape(channels, -1)
-        require_finite(
-            box.reshape(channels, *(b - a for a, b in zip(start, stop, strict=True))), volume, start
-        )
+        box = _read_finite(volume, start, stop)
         # Pairwise merge (Chan et al. 1979): float data with a large offset keep their deviation.
         here, here_mean = box.shape[1], box.mean(axis=1, dtype=np.float64)
         here_squares = box.var(axis=1, dtype=np.float64) * here
@@ -56,6 +60,25 @@ def measure_intensity(volume: Volume, mode: Mode) -> Intensity:
     deviation = np.sqrt(squares / count)
     scale = 1.0 / np.where(deviation > 0, deviation, 1.0)
     return Intensity(tuple(float(m) for m in mean), tuple(float(s) for s in scale))
+
+
+def _between_percentiles(volume: Volume) -> Intensity:
+    boxes = _sample_boxes(volume)
+    per_box = -(-_MOST_VALUES // len(boxes))
+    values = []
+    for start, stop in boxes:
+        box = _read_finite(volume, start, stop)
+        values.append(box[:, :: -(-box.shape[1] // per_box)])
+    low, high = np.percentile(np.concatenate(values, axis=1).astype(np.float64), _PERCENTILES, axis=1)
+    scale = 1.0 / np.where(high > low, high - low, 1.0)
+    return Intensity(tuple(map(float, low)), tuple(map(float, scale)))
+
+
+def _read_finite(volume: Volume, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray:
+    """(channels, voxels) of a box."""
+    box = volume.read(start, stop)
+    require_finite(box, volume, start)
+    return box.reshape(len(box), -1)
 
 
 def scale_intensity(raw: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -49,6 +49,8 @@ class PatchSampler:
     out such that every shuffle_steps steps take each of them once, in a new random order: no batch holds two
     patches of one group.
 
+    Volumes without labels have patches anywhere.
+
     batch: of all processes together. weights: the chance of each volume; None: by its number of voxels,
     labelled voxels or foreground voxels, whichever the way of drawing is about.
     """
@@ -71,7 +73,9 @@ class PatchSampler:
                 raise InputError(
                     f"patch {patch} (z, y, x) is larger than the volume {volume.raw.name}, {volume.shape}"
                 )
-        if not any(index.labelled_voxels + index.pseudo_voxels for index in indexes):
+        if any(volume.labels is not None for volume in volumes) and not any(
+            index.labelled_voxels + index.pseudo_voxels for index in indexes
+        ):
             names = ", ".join(volume.raw.name for volume in volumes)
             raise InputError(f"no annotated voxel in {names}: check labels, mask, annotated and region")
         self.patch, self.seed, self.batch = patch, seed, batch
@@ -95,7 +99,9 @@ class PatchSampler:
         ways = [_Way(share, _chances(found, weights), where) for share, found, where in counts]
         self.ways = [way for way in ways if way.share > 0 and sum(way.chances) > 0]
         if not self.ways:
-            raise InputError("sampling draws around foreground alone, but no labelled voxel is foreground")
+            raise InputError(
+                "sampling draws around labelled voxels or foreground alone, and there are none: give uniform a share"
+            )
         # A window's groups and orders, and the next one's, which the readers are already at.
         self._group = lru_cache(4 * batch * shuffle_steps)(self._draw_group)
         self._order = lru_cache(8)(self._draw_order)

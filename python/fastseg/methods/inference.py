@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +14,16 @@ from torch import nn
 
 from fastseg.data.intensity import measure_intensity
 from fastseg.data.volumes import Volume
-from fastseg.predict import Network, Tiling, choose_batch, fingerprint, predict_to_file, probability_of
+from fastseg.errors import InputError
+from fastseg.predict import (
+    Network,
+    Tiling,
+    choose_batch,
+    fingerprint,
+    predict_to_file,
+    probability_of,
+    refine_file,
+)
 from fastseg.train.config import Config
 from fastseg.train.device import autocast_dtype
 from fastseg.train.memory import explaining_out_of_memory
@@ -33,7 +46,23 @@ def tiling_of(config: Config, predict: Network, volume: Volume, device: torch.de
     batch = settings.batch
     if batch == "auto":
         batch = choose_batch(predict, (volume.channels, *config.window), volume.dtype, device)
-    return Tiling(config.window, settings.overlap, batch, settings.block_voxels, settings.skip_below)
+    tiling = Tiling(config.window, settings.overlap, batch, settings.block_voxels, settings.skip_below)
+    return with_halo(tiling, config.halo, volume)
+
+
+def with_halo(tiling: Tiling, halo: tuple[int, int, int], volume: Volume) -> Tiling:
+    """The tiling with as much overlap as lets every voxel of ``volume`` be at least ``halo`` inside some window; axes
+    that a window covers whole have none."""
+    needed = tuple(h if n > w else 0 for h, n, w in zip(halo, volume.shape, tiling.window, strict=True))
+    for axis, margin, size in zip("zyx", needed, tiling.window, strict=True):
+        if margin and size <= 2 * margin:
+            raise InputError(
+                f"predict.window must be more than {2 * margin} voxels along {axis}, twice what the network sees to "
+                f"either side, or all of {volume.name}, got {size}"
+            )
+    # One voxel more, so that the stride is not rounded up.
+    shares = [(2 * m + 1) / w for m, w in zip(needed, tiling.window, strict=True) if m]
+    return replace(tiling, halo=needed, overlap=max([tiling.overlap, *shares]))
 
 
 def decided_by(config: Config, network: nn.Module, device: torch.device) -> dict[str, Any]:
@@ -57,6 +86,28 @@ def segment(
     quiet: bool = False,
 ) -> None:
     """Segment a volume into the file ``path`` as ``fastseg predict`` does, shared out over all processes."""
+    steps = config.predict.morphology_steps(len(config.data.patch), config.slice_axis)
+    predicted = "{}_as_predicted{}".format(*os.path.splitext(path)) if steps else path
+    _predict(volume, network, config, predicted, ranks, restart=restart, quiet=quiet)
+    if not steps:
+        return
+    shared = {"rank": ranks.rank, "world": ranks.count, "barrier": ranks.meet}
+    refine_file(predicted, path, steps, source=volume, restart=restart, **shared)
+    if ranks.first:
+        with contextlib.suppress(OSError):
+            (shutil.rmtree if os.path.isdir(predicted) else os.remove)(predicted)
+
+
+def _predict(
+    volume: Volume,
+    network: nn.Module,
+    config: Config,
+    path: str,
+    ranks: Ranks,
+    *,
+    restart: bool,
+    quiet: bool,
+) -> None:
     sizes = {"predict.batch": config.predict.batch, "predict.block_voxels": config.predict.block_voxels}
     with explaining_out_of_memory(ranks, sizes, "lower one of them"):
         predict = predictor(network, volume, config, ranks.device)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fastseg.nets.fcnn import FCNN
 from fastseg.nets.sliding_cnn import SlidingCNN
 from fastseg.nets.unet import UNet
 from fastseg.train.config import Config
@@ -22,13 +23,16 @@ class SliceNetwork(nn.Module):
         return self.network(image.squeeze(self.axis)).unsqueeze(self.axis)
 
 
-def build_network(config: Config, channels: int) -> nn.Module:
-    """The network of a configuration, from (B, channels, z, y, x) to logits (B, classes, z, y, x)."""
-    dims, classes = len(config.data.patch), len(config.data.classes or [1])
+def build_network(config: Config, channels: int, outputs: int | None = None) -> nn.Module:
+    """The network of a configuration, from (B, channels, z, y, x) to logits (B, outputs, z, y, x), by default one for
+    each class."""
+    dims, classes = len(config.data.patch), outputs or len(config.data.classes or [1])
     settings = config.network
     network: nn.Module
     if settings.kind == "sliding_cnn":
         network = SlidingCNN(channels, classes)
+    elif settings.kind == "fcnn":
+        network = FCNN(dims, channels, classes, width=settings.width, dilations=settings.dilations)
     else:
         network = UNet(
             dims, channels, classes, width=settings.width, pooling=settings.pooling, norm=settings.norm

@@ -25,6 +25,8 @@ from fastseg.train.config_file import parse_config
 from fastseg.train.inputs import open_training
 from fastseg.train.ranks import Ranks, join
 
+prepare = supervised.prepare  # of the 3D network
+
 # A slice is predicted whole where it has no larger side, as the paper's dense inference does; larger ones in windows.
 _LARGEST_WINDOW = 1024
 

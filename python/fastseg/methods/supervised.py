@@ -97,6 +97,12 @@ def build_loader(
     )
 
 
+def prepare(config: Config, ranks: Ranks) -> tuple[Config, list[AnnotatedVolume], SupervisedTask]:
+    """Volumes and task of a run; see registry.py."""
+    volumes = open_training(config)
+    return config, volumes, SupervisedTask(config, volumes, ranks)
+
+
 def train(config: Config, *, resume: bool = False, quiet: bool = False) -> RunFolder:
     """Train the network of a configuration into the folder ``config.output``, with the processes that torchrun or
     the like started."""
@@ -138,6 +144,8 @@ def train_with(
 
 def describe(volume: AnnotatedVolume, index: LabelIndex) -> str:
     """One line on what a training volume holds."""
+    if volume.labels is None:
+        return f"{volume.raw.name}: {volume.shape} {volume.raw.dtype}, no labels"
     total = math.prod(volume.shape)
     slices = volume.annotation.slices
     where = "where the mask says" if volume.mask is not None else "throughout"

@@ -2,8 +2,17 @@
 """The ops as modules: parameters and a call."""
 
 from fastseg.nn.masked_bce import MaskedWeightedBCE
+from fastseg.nn.patch_contrast import PatchContrast, PatchContrastTerms
 from fastseg.nn.patch_entropy import PatchSampler
 from fastseg.nn.region_contrast import RegionContrast
 from fastseg.nn.region_pool import RegionPool, SoftRegionPool
 
-__all__ = ["MaskedWeightedBCE", "PatchSampler", "RegionContrast", "RegionPool", "SoftRegionPool"]
+__all__ = [
+    "MaskedWeightedBCE",
+    "PatchContrast",
+    "PatchContrastTerms",
+    "PatchSampler",
+    "RegionContrast",
+    "RegionPool",
+    "SoftRegionPool",
+]

@@ -4,6 +4,7 @@
 from fastseg.predict.files import predict_to_file, show_progress
 from fastseg.predict.grid import Block, Grid, Tiling
 from fastseg.predict.network import Flips, choose_batch, fingerprint, probability_of
+from fastseg.predict.refine import refine_file
 from fastseg.predict.stream import CHUNK, Network, predict_blocks
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "predict_blocks",
     "predict_to_file",
     "probability_of",
+    "refine_file",
     "show_progress",
 ]

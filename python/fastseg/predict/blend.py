@@ -28,6 +28,10 @@ from fastseg.predict.grid import Block, Grid
 # not wait for a second thread, which on a busy machine takes a hundred times as long as the pass.
 _PASS = (1 << 15) - 1
 
+# The weight of a voxel in the halo beside that of others: below what float32 keeps of a sum. Its inverse and that of
+# the Gaussian's foot, 3000, go in the third power, for three axes, into a float32.
+_IN_HALO = 1e-8
+
 
 class Blend:
     """The blocks of a run, down a column of the grid: ``begin``, ``add`` batch by batch, ``finished``."""
@@ -36,8 +40,8 @@ class Blend:
         self.window, self.classes, self.device = grid.tiling.window, classes, device
         self._numbers = [{start: n for n, start in enumerate(starts)} for starts in grid.positions]
         self._shares = [
-            [torch.from_numpy(part).to(device) for part in blend_shares(starts, size)]
-            for starts, size in zip(grid.positions, self.window, strict=True)
+            [torch.from_numpy(part).to(device) for part in blend_shares(*axis)]
+            for axis in zip(grid.positions, self.window, grid.tiling.halo, strict=True)
         ]
 
     def begin(self, run: Sequence[Block]) -> None:
@@ -111,18 +115,23 @@ class Blend:
             mean[:, z_some, y_some].lerp_(values[:, z_some, y_some], part)
 
 
-def blend_shares(starts: Sequence[int], window: int) -> tuple[np.ndarray, np.ndarray]:
+def blend_shares(starts: Sequence[int], window: int, halo: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Along one axis, at each place of each window, (windows, window) float32: the weights of the windows before it
     and of all windows, in units of its own.
 
     The weight is a Gaussian about the window's centre with a standard deviation of an eighth of the window: the width
-    nnU-Net and MONAI blend with. It never reaches 0.
+    nnU-Net and MONAI blend with. It never reaches 0. In the halo, where other windows go on, it is so small that any
+    other window's voxel outweighs it.
     """
     weight = np.exp(-0.5 * ((np.arange(window) - (window - 1) / 2) / (window / 8)) ** 2)
+    weights = np.tile(weight, (len(starts), 1))
+    if halo:
+        weights[1:, :halo] *= _IN_HALO
+        weights[:-1, -halo:] *= _IN_HALO
     line = np.zeros(starts[-1] + window)
     before = np.empty((len(starts), window))
-    for row, start in zip(before, starts, strict=True):
+    for row, own, start in zip(before, weights, starts, strict=True):
         row[:] = line[start : start + window]
-        line[start : start + window] += weight
+        line[start : start + window] += own
     total = np.stack([line[start : start + window] for start in starts])
-    return (before / weight).astype(np.float32), (total / weight).astype(np.float32)
+    return (before / weights).astype(np.float32), (total / weights).astype(np.float32)

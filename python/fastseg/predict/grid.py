@@ -23,6 +23,9 @@ class Tiling:
     per batch, voxels held in accumulation at most (a few windows' worth at least).
 
     skip_below: windows whose raw values all lie at or below it are taken as background, unseen by the network.
+    halo (z, y, x): how far from its border a window knows less than the network looks. Such voxels, where the volume
+    goes on, count only if no window has them further inside, so that with an ``overlap`` of 2 halo / window the result
+    is that of the whole volume.
     """
 
     window: Box
@@ -30,6 +33,7 @@ class Tiling:
     batch: int = 2
     block_voxels: int = 1 << 25
     skip_below: float | None = None
+    halo: Box = (0, 0, 0)
 
 
 @dataclass(frozen=True)

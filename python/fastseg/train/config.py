@@ -12,6 +12,7 @@ from fastseg.data.patches import Sampling
 from fastseg.data.volumes import Box
 from fastseg.train.augment_config import AugmentConfig
 from fastseg.train.network_config import NetworkConfig
+from fastseg.train.patch_contrast_config import PATCH_CONTRAST_DEFAULTS, PatchContrastConfig
 from fastseg.train.predict_config import PredictConfig
 from fastseg.train.section import Axis, NotNegative, Positive, Section, Share
 from fastseg.train.sparse_2d3d_config import Sparse2d3dConfig
@@ -151,15 +152,22 @@ class TrainConfig(Section):
 
 
 class Config(Section):
-    method: Literal["supervised", "sparse_2d3d"] = "supervised"
+    method: Literal["supervised", "sparse_2d3d", "patch_contrast"] = "supervised"
     output: str
     seed: Annotated[int, Field(ge=0)] = 0
     data: DataConfig
     network: NetworkConfig = NetworkConfig()
     loss: LossConfig = LossConfig()
     sparse_2d3d: Sparse2d3dConfig = Sparse2d3dConfig()
+    patch_contrast: PatchContrastConfig = PatchContrastConfig()
     train: TrainConfig = TrainConfig()
     predict: PredictConfig = PredictConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _method_has_its_defaults(cls, values: Any) -> Any:
+        defaults = METHOD_DEFAULTS.get(values.get("method")) if isinstance(values, dict) else None
+        return _under(values, defaults) if defaults else values
 
     @model_validator(mode="after")
     def _method_has_its_section(self) -> Config:
@@ -182,6 +190,7 @@ class Config(Section):
                 raise ValueError(
                     f"{key} {box} must be a multiple of {divisor}, the product of network.pooling"
                 )
+        self.predict.morphology_steps(dims, self.slice_axis)
         channels = len(self.data.classes or [1])
         if self.loss.pos_weight is not None and len(self.loss.pos_weight) != channels:
             raise ValueError(f"loss.pos_weight must have {channels} values, one per class")
@@ -200,6 +209,15 @@ class Config(Section):
         return self._box(self.predict.window or self.data.patch)
 
     @property
+    def halo(self) -> Box:
+        """How far from a window's border the network's view is cut, as (z, y, x); see ``NetworkConfig.halo``."""
+        halo = self.network.halo(len(self.data.patch))
+        if len(halo) == 2:
+            halo.insert(self.slice_axis, 0)
+        z, y, x = halo
+        return (z, y, x)
+
+    @property
     def slice_axis(self) -> int:
         return "zyx".index(self.data.slice_axis)
 
@@ -211,5 +229,19 @@ class Config(Section):
         return (z, y, x)
 
 
+def _under(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """``values`` with what they leave out, at any depth, taken from ``defaults``."""
+    filled = dict(values)
+    for key, default in defaults.items():
+        if key not in filled:
+            filled[key] = default
+        elif isinstance(filled[key], dict) and isinstance(default, dict):
+            filled[key] = _under(filled[key], default)
+    return filled
+
+
 # Sections of one method alone; each bears its method's name.
-_METHOD_SECTIONS = ("sparse_2d3d",)
+_METHOD_SECTIONS = ("sparse_2d3d", "patch_contrast")
+
+# What keys of other sections are by default under a method.
+METHOD_DEFAULTS: dict[Any, dict[str, Any]] = {"patch_contrast": PATCH_CONTRAST_DEFAULTS}

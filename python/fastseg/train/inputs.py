@@ -3,22 +3,29 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 
 from fastseg.data.annotations import AnnotatedVolume, Annotation, LabelIndex
 from fastseg.data.augment import Augmentation, Probability
+from fastseg.data.images import FolderSource, image_paths
 from fastseg.data.patches import PatchSampler, Sampling
 from fastseg.data.volumes import Volume, open_volume
 from fastseg.errors import InputError
 from fastseg.train.config import AnnotatedConfig, Config, DataConfig, RegionConfig, VolumeConfig
 
 
-def open_training(config: Config, pseudo_labels: Sequence[str] = ()) -> list[AnnotatedVolume]:
-    """The training volumes, cropped to their regions; InputError unless they agree in channels. pseudo_labels: of
-    their regions, a path each."""
-    volumes = _open_labelled(config.data.train, config.data, "training")
+def open_training(
+    config: Config, pseudo_labels: Sequence[str] = (), *, labelled: bool = True
+) -> list[AnnotatedVolume]:
+    """The training volumes, cropped to their regions; InputError unless they agree in channels and, if they are to be
+    ``labelled``, have labels. pseudo_labels: of their regions, a path each."""
+    if labelled:
+        volumes = _open_labelled(config.data.train, config.data, "training")
+    else:
+        volumes = [open_annotated(entry, config.data) for entry in config.data.train]
     if pseudo_labels:
         volumes = [
             replace(volume, pseudo=open_volume(path))
@@ -72,6 +79,46 @@ def open_annotated(entry: VolumeConfig, data: DataConfig) -> AnnotatedVolume:
         tuple(data.classes) if data.classes else None,
         data.ignore_label,
     )
+
+
+def each_image(config: Config) -> Config:
+    """The configuration with an entry for each image of a folder or a pattern, so that images may differ in size and
+    each is scaled by itself. Their labels, of a folder or a pattern too, go by order and must be as many."""
+    changed = {
+        name: [single for entry in getattr(config.data, name) for single in _singles(entry, config.data)]
+        for name in ("train", "validation", "test")
+    }
+    return config.model_copy(update={"data": config.data.model_copy(update=changed)})
+
+
+def _singles(entry: VolumeConfig, data: DataConfig) -> list[VolumeConfig]:
+    images = _images_of(entry.raw, data)
+    if images is None:
+        return [entry]
+    fields: dict[str, list[str | None]] = {"raw": [*images]}
+    for name in ("labels", "mask"):
+        stated = getattr(entry, name)
+        found = _images_of(stated, data) if stated else [None] * len(images)
+        if found is None or len(found) != len(images):
+            count = "one volume" if found is None else len(found)
+            raise InputError(
+                f"{name} {stated} must be as many images as raw {entry.raw}, {len(images)}, got {count}"
+            )
+        fields[name] = [*found]
+    return [
+        entry.model_copy(update=dict(zip(fields, values, strict=True)))
+        for values in zip(*fields.values(), strict=True)
+    ]
+
+
+def _images_of(path: str, data: DataConfig) -> list[str] | None:
+    """The images of a folder or pattern, their names escaped where they look like patterns; None for other paths."""
+    whole = os.path.join(data.root or ".", os.path.expanduser(path))
+    if not (os.path.isdir(whole) or (any(c in path for c in "*?[") and not os.path.exists(whole))):
+        return None
+    if os.path.isdir(whole) and not isinstance(open_volume(whole).source, FolderSource):
+        return None
+    return [name if os.path.exists(name) else glob.escape(name) for name in image_paths(whole)]
 
 
 def build_sampler(config: Config, volumes: list[AnnotatedVolume], indexes: list[LabelIndex]) -> PatchSampler:

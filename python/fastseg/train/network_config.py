@@ -7,15 +7,25 @@ from typing import Literal
 
 from pydantic import Field
 
+from fastseg.nets.fcnn import DILATIONS
 from fastseg.nets.unet import Norm
 from fastseg.train.section import Positive, Section
 
 
 class NetworkConfig(Section):
-    kind: Literal["unet", "sliding_cnn"] = "unet"
+    kind: Literal["unet", "sliding_cnn", "fcnn"] = "unet"
     width: Positive = 16
     pooling: list[Positive | list[Positive]] = Field([2, 2, 2])
     norm: Norm = "instance"
+    dilations: list[Positive | list[Positive]] = Field([*DILATIONS])
+
+    def halo(self, dims: int) -> list[int]:
+        """How far from its border an FCNN's window knows less than the network looks; 0 for the other networks, whose
+        windows are blended alone."""
+        if self.kind != "fcnn":
+            return [0] * dims
+        steps = [[d] * dims if isinstance(d, int) else d for d in self.dilations]
+        return [1 + 2 * sum(step[axis] for step in steps) for axis in range(dims)]
 
     def divisor(self, dims: int) -> list[int]:
         """What each axis of an image must be a multiple of. ValueError if the network cannot have ``dims`` axes."""
@@ -23,6 +33,13 @@ class NetworkConfig(Section):
             if dims != 2:
                 raise ValueError("network.kind sliding_cnn sees single slices: it needs a patch [y, x]")
             return [1, 1]
+        if self.kind == "fcnn":
+            for dilation in self.dilations:
+                if not isinstance(dilation, int) and len(dilation) != dims:
+                    raise ValueError(
+                        f"network.dilations: {dilation} must have one number per axis of a patch of {dims} axes"
+                    )
+            return [1] * dims
         divisor = [1] * dims
         for stride in self.pooling:
             strides = [stride] * dims if isinstance(stride, int) else stride

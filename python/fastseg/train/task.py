@@ -76,6 +76,11 @@ class Task:
         unless a method says otherwise: two for an adversary, another optimizer, frozen parts left out."""
         return [adamw_update("network", self.network, self.loss, settings)]
 
+    def finished(self, done: int) -> bool:
+        """Whether training may end after ``done`` steps, by what the method itself sees; asked after every step, the
+        same on every process. What it is decided by must be in ``network``, which checkpoints keep."""
+        return False
+
     def validate(self) -> dict[str, float]:
         """Measures of the network as it stands, in evaluation mode and with averaged weights if there are any; the
         same on every process. Nothing where there is nothing to validate with."""

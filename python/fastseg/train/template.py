@@ -10,7 +10,7 @@ from fastseg.train.checkpoint import write_atomically
 
 TEMPLATE = """\
 # A run of fastseg. Every key can be overridden on the command line: fastseg train FILE train.steps=100
-method: supervised          # a network on the annotated voxels; or sparse_2d3d: see its section
+method: supervised          # a network on the annotated voxels; or sparse_2d3d, patch_contrast: see their sections
 output: runs/first          # checkpoints, log, predictions and figures go here
 seed: 0
 
@@ -36,7 +36,7 @@ data:
   slice_axis: z             # across the slices that a 2D network sees
   classes: null             # null: label != 0; or ids, as in [1, 2], for one channel each
   ignore_label: null        # a label that says nothing, as in 255
-  normalize: zscore         # per volume; or range (integers to 0..1), none
+  normalize: zscore         # per volume; or range (integers to 0..1), percentile (1st and 99th to 0 and 1), none
   sampling: {uniform: 0.1, labelled: 0.45, foreground: 0.45}   # shares of patch positions
   threads: 2                # readers
   patches_per_block: 4      # patches taken from one block of chunks; 1: each by itself. See docs/loading.md
@@ -46,10 +46,11 @@ data:
   resident_mib: 1024
 
 network:
-  kind: unet                # or sliding_cnn: a light network for slices
+  kind: unet                # or sliding_cnn: a light network for slices; fcnn: that of patch_contrast
   width: 16                 # channels of the first convolution, doubled by each level
   pooling: [2, 2, 2]        # a stride per level; [[1, 2, 2], 2, 2] keeps z at first, for thick slices
   norm: instance            # or batch, none
+  dilations: [1, 2, 3, 5, 10, 20]   # of fcnn, a residual block each; [1, 10, 10] sees less far along z
 
 loss:
   normalize: voxels         # or weight, terms: see docs/ops/masked_bce.md
@@ -60,11 +61,32 @@ loss:
 sparse_2d3d:                # of method sparse_2d3d: a 2D network labels the slices between the annotated ones
   axis: null                # across the slices; null: that of annotated, or z
   patch: [128, 128]         # of the slices; data.patch is the 3D network's
-  network: {kind: sliding_cnn, width: 16, pooling: [2, 2, 2], norm: instance}   # or kind: unet
+  network: {kind: sliding_cnn, width: 16, pooling: [2, 2, 2], norm: instance, dilations: [1, 2, 3, 5, 10, 20]}
   steps: 1000
   batch: 8
   learning_rate: 1.0e-3
   pseudo_labels: hard       # 0 and 1 at predict.threshold; soft: the probabilities
+
+patch_contrast:             # of method patch_contrast, without labels: start from configs/nuclei_unlabelled.yaml
+  channels: 4               # confidence maps, of which one becomes the segmentation
+  patch_size: 50            # of the windows that are contrasted, or one number per axis; about an object or a few
+  stride: 20
+  windows: 10               # drawn per image and channel
+  anchors: 10               # per channel
+  floor: 1.0e-3             # weight of windows that a map is wholly unsure of
+  similarity: neg_mse       # or bce; features: the cosine of a small network's, in 2D with patch_size 50
+  void: skip                # a step in which a channel has no positive or no negative; keep: the others learn
+  contrast: image           # or negative: for bright objects on dark ground
+  offset: 0.05              # black is lifted to this
+  batch_norm: recalibrated  # statistics of sample_steps batches; batch: of what is predicted at a time
+  sample_steps: 5           # batches for those and for the choice of a channel
+  choice: unlabelled        # or labelled: by the Dice in data.validation
+  criterion: separation     # of the channel and the best checkpoint: of intensities in and out; or entropy
+  foreground: [0.02, 0.6]   # share of an image that objects may plausibly cover
+  appearance: either        # dark or bright objects: a channel that marks the others is inverted
+  stop_gain: 0.01           # end when the windows' separation gains less over stop_window steps; null: never
+  stop_window: 50
+  picture_every: 100        # steps between pictures of maps and windows, in figures/ and TensorBoard
 
 train:
   steps: 2000
@@ -103,6 +125,7 @@ predict:
   overlap: 0.5              # share of the window shared with the next
   threshold: 0.5
   flips: none               # plane: mean over 4 mirror images, volume: over 8
+  morphology: []            # as in [[open, 3], [close, 3]]: disks or balls of a radius, or one per axis
   skip_below: null          # windows all at or below this raw value are background, not predicted
   batch: auto               # windows at a time; auto: what keeps the device busy and fits it
   block_voxels: 33554432    # voxels in accumulation at a time

@@ -114,7 +114,7 @@ class _Training:
 
     def go_on(self) -> None:
         settings, first = self.settings, self.ranks.first
-        if self._gains_nothing():
+        if self._gains_nothing() or (self.first > 0 and self.task.finished(self.first)):
             return
         self.log = TrainingLog(self.run, self.first) if first else None
         self.progress = Progress(self.first, settings.steps, settings.batch, self.quiet or not first)
@@ -134,7 +134,7 @@ class _Training:
             if self.average is not None:
                 self.average.update()
             done = step + 1
-            last = done == settings.steps
+            last = self.task.finished(done) or done == settings.steps
             asked = self.ranks.any(request.name is not None)
             validating = last or done % settings.validate_every == 0
             saving = last or asked or done % settings.checkpoint_every == 0

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The parts of patch contrast that need no training: parameters, void steps, the end, batch norms, inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastseg.errors import InputError
+from fastseg.methods.patch_contrast import PatchContrastTask
+from fastseg.methods.patch_contrast_network import batch_norms
+from fastseg.nets import FCNN, PatchFeaturiser
+from fastseg.train.inputs import each_image, open_training
+from fastseg.train.ranks import Ranks
+from fastseg.train.stepper import Stepper
+from tests.methods.tissue import config_of, scene
+
+
+def task_of(path: Path, *overrides: str) -> PatchContrastTask:
+    config = each_image(config_of(path, *overrides))
+    return PatchContrastTask(config, open_training(config, labelled=False), Ranks())
+
+
+def test_parameters_are_those_of_the_paper(tmp_path: Path) -> None:
+    task = task_of(scene(tmp_path), "network.dilations=[1,2,3,5,10,20]", "patch_contrast.channels=4")
+    assert sum(p.numel() for p in task.network.parameters()) == 7_372
+    assert sum(p.numel() for p in (*FCNN().parameters(), *PatchFeaturiser().parameters())) == 10_758
+    features = task_of(
+        tmp_path / "run.yaml",
+        *("network.dilations=[1,2,3,5,10,20]", "patch_contrast.channels=4"),
+        *("patch_contrast.similarity=features", "patch_contrast.patch_size=50"),
+    )
+    assert sum(p.numel() for p in features.network.parameters()) == 10_758
+
+
+def test_a_void_step_changes_nothing(tmp_path: Path) -> None:
+    task = task_of(scene(tmp_path))
+    stepper = Stepper(task.updates(task.config.train), task.config.train, Ranks())
+    task.network.train()
+    batch = task.loader.load(0)
+    stepper.step(batch, 0)
+    with torch.no_grad():
+        task.network.confidence.network.head.bias.fill_(60.0)  # sure of everything: no negatives
+    before = {name: p.clone() for name, p in task.network.named_parameters()}
+    row = stepper.step(batch, 1)
+    assert row["void"] == 1
+    assert row["loss"] == 0
+    assert all(torch.equal(p, before[name]) for name, p in task.network.named_parameters())
+    assert all(state["step"] == 1 for state in task.optimizer.state.values())
+    # It does not count for the stopping criterion either.
+    assert task.network.window_sums[2] == 1
+
+
+def test_features_learn_too(tmp_path: Path) -> None:
+    task = task_of(
+        scene(tmp_path), "patch_contrast.similarity=features", "patch_contrast.patch_size=50", "train.steps=2"
+    )
+    stepper = Stepper(task.updates(task.config.train), task.config.train, Ranks())
+    task.network.train()
+    before = {name: p.clone() for name, p in task.network.named_parameters()}
+    for step in range(4):
+        stepper.step(task.loader.load(step), step)
+    moved = {name for name, p in task.network.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == set(before)
+
+
+def test_training_ends_when_the_gap_no_longer_grows(tmp_path: Path) -> None:
+    task = task_of(scene(tmp_path), "patch_contrast.stop_gain=0.01")
+
+    def window(positive: float, negative: float, done: int) -> bool:
+        task.network.window_sums.copy_(torch.tensor([10 * positive, 10 * negative, 10.0]))
+        return task.finished(done)
+
+    assert not window(0.3, 0.2, 10)  # the first; positives are further apart than negatives
+    assert not window(0.3, 0.2, 20)  # no gain, but nothing is separated yet
+    assert not window(0.1, 0.2, 30)
+    assert not window(0.1, 0.2, 35)  # not the end of a window
+    assert not window(0.1, 0.202, 40)  # 2 % more
+    assert window(0.1, 0.2028, 50)  # 0.8 % more
+    assert task.finished(60)
+    patient = task_of(tmp_path / "run.yaml")
+    patient.network.converged.fill_(True)
+    assert not patient.finished(50)
+
+
+def test_batch_norms_are_recalibrated_or_take_what_they_see(tmp_path: Path) -> None:
+    task = task_of(scene(tmp_path))
+    with torch.no_grad():
+        for layer in batch_norms(task.network):
+            layer.running_mean.fill_(1e3)
+    task.network.eval()
+    task.validate()
+    layers = batch_norms(task.network)
+    assert all((layer.running_mean.abs() < 50).all() and layer.momentum == 0.1 for layer in layers)
+    assert not any(layer.training for layer in layers)
+    of_batch = task_of(tmp_path / "run.yaml", "patch_contrast.batch_norm=batch")
+    image = of_batch.loader.load(0).raw.float() / 255
+    training = of_batch.network.maps(image)
+    torch.testing.assert_close(of_batch.network.eval().maps(image), training, rtol=0, atol=0)
+    assert not any("running" in name for name in of_batch.network.state_dict())
+
+
+def test_intensities_must_have_a_black_and_a_white(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"data.normalize must be range or percentile, got zscore"):
+        task_of(scene(tmp_path), "data.normalize=zscore")
+    with pytest.raises(InputError, match=r"features needs 2D patches and patch_contrast.patch_size 50"):
+        task_of(tmp_path / "run.yaml", "patch_contrast.similarity=features")
+    with pytest.raises(InputError, match=r"patch_contrast.choice: labelled needs data.validation"):
+        task_of(tmp_path / "run.yaml", "patch_contrast.choice=labelled")
+
+
+def test_folders_become_an_entry_per_image(tmp_path: Path) -> None:
+    path = scene(tmp_path)
+    (tmp_path / "truth" / "tissue_3.png").unlink()
+    found = each_image(config_of(path, "data.train=[{raw: images}, {raw: images/tissue_1.png}]"))
+    assert [Path(entry.raw).name for entry in found.data.train] == [
+        *(f"tissue_{i}.png" for i in range(4)),
+        "tissue_1.png",
+    ]
+    with pytest.raises(
+        InputError, match=r"labels truth/\*.png must be as many images as raw images, 4, got 3"
+    ):
+        each_image(config_of(path, "data.test=[{raw: images, labels: truth/*.png}]"))
