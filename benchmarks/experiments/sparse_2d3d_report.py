@@ -14,6 +14,7 @@ MEASURES = {
     "surface_distance": "surface distance",
 }
 UNITS = {"phantoms": "um", "lucchi": "nm"}
+DIGITS = {"phantoms": 2, "lucchi": 0}  # of distances
 
 
 def grouped(rows):
@@ -39,7 +40,7 @@ def table(rows):
             (k for k in groups if k[0] == data), key=lambda k: (k[1], [*NAMES].index(k[2]))
         ):
             group = groups[data, count, arm]
-            cells = [spread(group[m], 1 if m == "surface_distance" else 3) for m in MEASURES]
+            cells = [spread(group[m], DIGITS[data] if m == "surface_distance" else 3) for m in MEASURES]
             lines.append(f"| {count} | {NAMES[arm]} | {len(group['dice'])} | " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
