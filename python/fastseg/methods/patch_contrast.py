@@ -88,8 +88,6 @@ def prepare(config: Config, ranks: Ranks) -> tuple[Config, list[AnnotatedVolume]
 class PatchContrastTask(Task):
     """Batches of unlabelled crops, the loss between their windows, and the choice of a channel, for ``fit``."""
 
-    lower_is_better = frozenset({"loss", "entropy"})
-
     def __init__(
         self, config: Config, volumes: list[AnnotatedVolume], ranks: Ranks, run: RunFolder | None = None
     ) -> None:
@@ -131,8 +129,8 @@ class PatchContrastTask(Task):
 
     @property
     def measure(self) -> str:
-        """What the best checkpoint is best in: what channels are chosen by."""
-        return "dice" if self.settings.choice == "labelled" else self.settings.criterion
+        """What the best checkpoint is best in."""
+        return "dice" if self.settings.choice == "labelled" else "separation"
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         return self.loader.batches(first, last)
@@ -200,8 +198,9 @@ class PatchContrastTask(Task):
         measures = {
             "channel": float(choice.channel),
             # A checkpoint without a plausible channel is the best only while there is no other.
-            "entropy": fact.entropy if choice.plausible else 1.0 + fact.entropy,
             "separation": fact.separation if choice.plausible else fact.separation - 1.0,
+            "gap": fact.gap,
+            "entropy": fact.entropy,
             "foreground": 1 - fact.foreground if choice.inverted else fact.foreground,
         }
         if dice:
@@ -240,9 +239,10 @@ class PatchContrastTask(Task):
         """The facts of all channels over ``sample_steps`` batches."""
         sums = ChannelSums(self.settings.channels, self.config.predict.threshold, self.settings)
         for step in range(self.settings.sample_steps):
-            image, _ = self._images(self.loader.load(step))
+            image, contrasted = self._images(self.loader.load(step))
             confidence = self._flat(self.network.confidence(image).float().sigmoid())
-            sums.add(confidence, self._flat(image))
+            terms = self.criterion(confidence, contrasted, step)
+            sums.add(confidence, self._flat(image), terms.negative_distance - terms.positive_distance)
         assert sums.total is not None
         return sums.facts(self.ranks.sum(sums.total.cpu()))
 
