@@ -136,13 +136,13 @@ def configure(name, seed, options):
             "appearance": settings["appearance"],
             "stop_window": 10,
             "picture_every": 20,
-            "sample_steps": 3,
+            "sample_steps": 2,
         },
         "train": {
-            "batch": 2 if volumetric else 10,
+            "batch": 2 if volumetric else options.batch,
             "learning_rate": 1e-3,
             "steps": options.steps,
-            "validate_every": 5,
+            "validate_every": 10,
             "checkpoint_every": 10,
         },
     }
@@ -292,6 +292,7 @@ def main():
     parser.add_argument("--root", type=Path, help="the folder of the sets")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=100, help="at most (%(default)s)")
+    parser.add_argument("--batch", type=int, default=10, help="images, of tissue (%(default)s)")
     parser.add_argument("--threads", type=int, help="of torch, by default all cores")
     parser.add_argument("--quiet", action="store_true")
     parser.add_argument(

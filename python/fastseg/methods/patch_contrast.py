@@ -20,7 +20,7 @@ from torch import Tensor
 from fastseg.data.annotations import AnnotatedVolume, index_labels
 from fastseg.data.augment import augment
 from fastseg.data.buffers import Batch
-from fastseg.data.images import FolderSource, write_mask_images
+from fastseg.data.images import image_files, write_mask_image
 from fastseg.data.volumes import open_volume
 from fastseg.errors import InputError
 from fastseg.methods.inference import segment
@@ -106,6 +106,8 @@ class PatchContrastTask(Task):
         )
         torch.manual_seed(config.seed)
         self.network = build_network(config, volumes[0].raw.channels).to(self.device)
+        if config.train.compile:  # what a step calls; the trainer compiles the whole alone
+            self.network.confidence.compile(dynamic=False)
         self.criterion = PatchContrast(
             settings.patch_size,
             settings.stride,
@@ -119,9 +121,7 @@ class PatchContrastTask(Task):
         )
         self.held_out = open_validation(config, volumes[0].raw)
         if settings.choice == "labelled" and not self.held_out:
-            raise InputError(
-                "patch_contrast.choice: labelled needs data.validation, labelled volumes to choose by"
-            )
+            raise InputError("patch_contrast.choice: labelled needs data.validation to choose by")
         self.picture = LivePicture(
             run, settings, every=settings.picture_every, on=ranks.first and run is not None
         )
@@ -285,12 +285,17 @@ def _segment_all(
     task: PatchContrastTask, volumes: list[AnnotatedVolume], run: RunFolder, quiet: bool
 ) -> None:
     """The masks of all training volumes, as files and, for image files, as images."""
-    config, ranks = task.config, task.ranks
+    config, ranks, written = task.config, task.ranks, set()
     for number, volume in enumerate(volumes):
         path = run.file("predictions", f"train_{number}.{config.predict.format}")
         segment(volume.raw, task.network, config, path, ranks, restart=True, quiet=True)
-        if ranks.first and isinstance(volume.raw.source, FolderSource):
-            write_mask_images(run.file("masks"), volume.raw, open_volume(f"{path}:/segmentation"))
+        for z, file in enumerate(image_files(volume.raw) if ranks.first else []):
+            name = os.path.splitext(os.path.basename(file))[0]
+            name = f"{name}_{number}" if name in written else name  # of another folder
+            written.add(name)
+            mask = open_volume(f"{path}:/segmentation").read((z, 0, 0), (z + 1, *volume.shape[1:]))
+            write_mask_image(run.file("masks", f"{name}.png"), mask[0, 0])
     if ranks.first and not quiet:
-        masks = run.file("masks") if os.path.isdir(run.file("masks")) else run.file("predictions")
-        print(f"{len(volumes)} volumes segmented: {masks}", flush=True)
+        print(
+            f"{len(volumes)} volumes segmented: {run.file('masks' if written else 'predictions')}", flush=True
+        )
