@@ -291,11 +291,9 @@ def _segment_all(
         segment(volume.raw, task.network, config, path, ranks, restart=True, quiet=True)
         for z, file in enumerate(image_files(volume.raw) if ranks.first else []):
             name = os.path.splitext(os.path.basename(file))[0]
-            name = f"{name}_{number}" if name in written else name  # of another folder
-            written.add(name)
+            written.add(name := f"{name}_{number}" if name in written else name)  # of another folder
             mask = open_volume(f"{path}:/segmentation").read((z, 0, 0), (z + 1, *volume.shape[1:]))
             write_mask_image(run.file("masks", f"{name}.png"), mask[0, 0])
     if ranks.first and not quiet:
-        print(
-            f"{len(volumes)} volumes segmented: {run.file('masks' if written else 'predictions')}", flush=True
-        )
+        where = run.file("masks" if written else "predictions")
+        print(f"segmented {len(volumes)} volumes: {where}", flush=True)
