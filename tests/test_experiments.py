@@ -38,6 +38,16 @@ def sparse_2d3d(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+def rows_of(
+    experiment: ModuleType, monkeypatch: pytest.MonkeyPatch, results: Path, *arguments: str
+) -> list[dict[str, str]]:
+    """The rows that there are after a call."""
+    monkeypatch.setattr(sys, "argv", [experiment.__name__, *arguments])
+    experiment.main()
+    with results.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def test_annotated_slices_lie_in_equal_parts(sparse_2d3d: ModuleType) -> None:
     assert sparse_2d3d.annotated(1, 96, 0) == [48]
     assert sparse_2d3d.annotated(4, 96, 0) == [12, 36, 60, 84]
@@ -54,10 +64,7 @@ def test_three_arms_make_three_rows_once(
     common = ["--folder", str(tmp_path / "runs"), "--results", str(results)]
     run = ["run", "--data", "phantoms", "--slices", "2", "--seeds", "0", *common]
     for _ in range(2):
-        monkeypatch.setattr(sys, "argv", ["sparse_2d3d.py", *run])
-        sparse_2d3d.main()
-        with results.open(newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = rows_of(sparse_2d3d, monkeypatch, results, *run)
         assert [row["arm"] for row in rows] == ["2d", "pseudo", "sparse"]
     voxels = {sum(int(row[k]) for k in row if k.endswith(("positive", "negative"))) for row in rows}
     assert voxels == {16 * 48 * 48}
@@ -107,10 +114,7 @@ def test_patch_contrast_has_a_row_per_arm_and_seed_once(
     common = ["--folder", str(tmp_path / "runs"), "--results", str(results)]
     run = ["run", "--data", "dsb2018", "--root", str(tmp_path / "sets"), "--seeds", "0", "1", "--quiet"]
     for _ in range(2):
-        monkeypatch.setattr(sys, "argv", ["patch_contrast.py", *run, *common])
-        patch_contrast.main()
-        with results.open(newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = rows_of(patch_contrast, monkeypatch, results, *run, *common)
         found = [(row["arm"], row["seed"]) for row in rows]
         learnt = [(arm, seed) for seed in "01" for arm in ("unlabelled", "labelled")]
         assert found == [("grey", ""), ("otsu", ""), ("kmeans", ""), *learnt]

@@ -93,7 +93,7 @@ SETS = {
         "fl3d_qcanet",
         embryo,
         {
-            "patch": [32, 96, 96],
+            "patch": [24, 64, 64],
             "appearance": "bright",
             "morphology": [["open", [1, 2, 2]], ["close", [1, 2, 2]]],
         },
@@ -132,18 +132,22 @@ def configure(name, seed, options):
         "output": str(options.folder / name / f"seed_{seed}"),
         "seed": seed,
         "data": {"root": str(options.root / folder), "train": [{"raw": raw}], "patch": settings["patch"]},
-        "patch_contrast": {"appearance": settings["appearance"], "stop_window": 10, "picture_every": 20},
+        "patch_contrast": {
+            "appearance": settings["appearance"],
+            "stop_window": 10,
+            "picture_every": 20,
+            "sample_steps": 2,
+        },
         "train": {
-            "batch": 2 if volumetric else 10,
+            "batch": 2 if volumetric else options.batch,
             "learning_rate": 1e-3,
             "steps": options.steps,
             "validate_every": 10,
             "checkpoint_every": 10,
         },
-        "predict": {"flips": "plane"},
     }
     if "morphology" in settings:
-        values["predict"]["morphology"] = settings["morphology"]
+        values["predict"] = {"morphology": settings["morphology"]}
     if volumetric:
         values["network"] = {"dilations": [[1, 1, 1], [1, 2, 2], [1, 3, 3], [2, 5, 5]]}
         values["patch_contrast"] |= {"patch_size": [8, 24, 24], "stride": [4, 8, 8], "contrast": "negative"}
@@ -288,6 +292,7 @@ def main():
     parser.add_argument("--root", type=Path, help="the folder of the sets")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=100, help="at most (%(default)s)")
+    parser.add_argument("--batch", type=int, default=10, help="images, of tissue (%(default)s)")
     parser.add_argument("--threads", type=int, help="of torch, by default all cores")
     parser.add_argument("--quiet", action="store_true")
     parser.add_argument(

@@ -10,6 +10,7 @@ from pathlib import Path
 import imageio.v3 as imageio
 import numpy as np
 import pytest
+import tifffile
 import torch
 
 from fastseg.commands.infer import evaluate_run, predict_run
@@ -81,6 +82,17 @@ def test_the_channels_are_described(trained: tuple[Path, RunFolder]) -> None:
     chosen = described["channels"][described["choice"]["channel"]]
     assert (chosen["inside"] < chosen["outside"]) != described["choice"]["inverted"]
     assert described["choice"]["plausible"]
+
+
+def test_tiff_images_of_one_name_have_masks_too(tmp_path: Path) -> None:
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        tifffile.imwrite(tmp_path / folder / "tissue [1].tif", draw_image(0)[0])
+    (tmp_path / "run.yaml").write_text(CONFIG)
+    data = "data={train: [{raw: a}, {raw: b}], patch: [64, 64]}"
+    run = train(config_of(tmp_path / "run.yaml", data, "train.steps=2"), quiet=True)
+    names = sorted(path.name for path in Path(run.file("masks")).iterdir())
+    assert names == ["tissue [1].png", "tissue [1]_1.png"]
 
 
 def test_the_run_predicts_other_images(trained: tuple[Path, RunFolder]) -> None:

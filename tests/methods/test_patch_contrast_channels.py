@@ -34,7 +34,8 @@ def test_facts_are_those_of_the_definition() -> None:
     image = torch.rand(6, 3, 16, 20, generator=generator)
     sums = ChannelSums(3, 0.4, settings())
     for part in range(3):
-        sums.add(confidence[2 * part : 2 * part + 2], image[2 * part : 2 * part + 2])
+        images = slice(2 * part, 2 * part + 2)
+        sums.add(confidence[images], image[images], torch.tensor([0.1, 0.2, 0.3]) * part)
     facts = sums.facts(sums.total)
     grey, c = image.mean(1).numpy().astype("f8"), confidence.numpy().astype("f8")
     for k in range(3):
@@ -48,21 +49,24 @@ def test_facts_are_those_of_the_definition() -> None:
         between = share * (1 - share) * (grey[marked].mean() - grey[~marked].mean()) ** 2
         assert facts[k].separation == pytest.approx(between / grey.var(), rel=1e-3, abs=1e-9)
     assert [f.twin for f in facts] == [None, None, 0]
+    assert [f.gap for f in facts] == pytest.approx([0.1, 0.2, 0.3])
 
 
 def test_the_surest_or_best_separated_of_the_plausible_is_chosen() -> None:
     facts = [
-        fact(0.1, foreground=0.9, separation=0.9),  # covers too much
-        fact(0.3, separation=0.6),
-        fact(0.2, separation=0.4),
+        fact(0.1, foreground=0.9, separation=0.9, gap=0.9),  # covers too much
+        fact(0.3, separation=0.6, gap=0.1),
+        fact(0.2, separation=0.4, gap=0.1),
+        fact(0.4, separation=0.5, gap=0.2),
     ]
-    assert choose_channel(facts, settings()) == Choice(1, False, True)
+    assert choose_channel(facts, settings()) == Choice(3, False, True)
+    assert choose_channel(facts, settings(criterion="separation")) == Choice(1, False, True)
     assert choose_channel(facts, settings(criterion="entropy")) == Choice(2, False, True)
     assert choose_channel(facts, settings(foreground=(0.5, 0.95))).channel == 0
 
 
 def test_a_channel_of_the_other_polarity_is_taken_inverted() -> None:
-    background = fact(0.1, foreground=0.8, inside=0.9, outside=0.2, separation=0.9)
+    background = fact(0.1, foreground=0.8, inside=0.9, outside=0.2, gap=0.9)
     facts = [fact(0.3), background]
     assert choose_channel(facts, settings(appearance="dark")) == Choice(1, True, True)
     assert choose_channel(facts, settings(appearance="bright")) == Choice(1, False, False)
@@ -72,7 +76,7 @@ def test_a_channel_of_the_other_polarity_is_taken_inverted() -> None:
 
 
 def test_collapsed_channels_are_the_last_resort() -> None:
-    facts = [fact(0.0, foreground=1.0, separation=0.0), fact(0.5, foreground=0.9, separation=0.1)]
+    facts = [fact(0.0, foreground=1.0, gap=0.9), fact(0.5, foreground=0.9)]
     choice = choose_channel(facts, settings())
     assert choice == Choice(1, False, False)
     lines = describe_trouble(facts, choice, settings())

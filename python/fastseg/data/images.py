@@ -80,22 +80,23 @@ def image_paths(pattern: str) -> list[str]:
     return paths
 
 
-def write_mask_images(folder: str, raw: Volume, mask: Volume) -> list[str]:
-    """Write a mask over a volume of image files as images of the same names, PNG, 0 and 255; the paths written."""
+def image_files(volume: Volume) -> list[str]:
+    """The image file of each slice of a volume; none where its slices are not files of their own."""
+    if isinstance(volume.source, FolderSource):
+        return volume.source.paths[volume.origin[0] : volume.origin[0] + volume.shape[0]]
+    alone = volume.shape[0] == 1 and volume.source.path.lower().endswith(IMAGE_SUFFIXES)
+    return [volume.source.path] if alone else []
+
+
+def write_mask_image(path: str, mask: np.ndarray) -> None:
+    """Write a mask (y, x) as an image, 0 and 255."""
     import imageio.v3 as imageio
 
-    assert isinstance(raw.source, FolderSource)
-    paths = []
-    os.makedirs(folder, exist_ok=True)
-    for z in range(raw.shape[0]):
-        name = os.path.splitext(os.path.basename(raw.source.paths[raw.origin[0] + z]))[0] + ".png"
-        plane = mask.read((z, 0, 0), (z + 1, *mask.shape[1:]))[0, 0]
-        paths.append(os.path.join(folder, name))
-        try:
-            imageio.imwrite(paths[-1], (plane != 0).astype(np.uint8) * 255)
-        except OSError as error:
-            raise InputError(f"{paths[-1]} cannot be written: {reason(error)}") from error
-    return paths
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        imageio.imwrite(path, (mask != 0).astype(np.uint8) * 255)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {reason(error)}") from error
 
 
 def _natural_order(path: str) -> list[Any]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from fastseg.data.annotations import AnnotatedVolume, index_labels
 from fastseg.data.augment import augment
 from fastseg.data.buffers import Batch
-from fastseg.data.images import FolderSource, write_mask_images
+from fastseg.data.images import image_files, write_mask_image
 from fastseg.data.volumes import open_volume
 from fastseg.errors import InputError
 from fastseg.methods.inference import segment
@@ -88,8 +88,6 @@ def prepare(config: Config, ranks: Ranks) -> tuple[Config, list[AnnotatedVolume]
 class PatchContrastTask(Task):
     """Batches of unlabelled crops, the loss between their windows, and the choice of a channel, for ``fit``."""
 
-    lower_is_better = frozenset({"loss", "entropy"})
-
     def __init__(
         self, config: Config, volumes: list[AnnotatedVolume], ranks: Ranks, run: RunFolder | None = None
     ) -> None:
@@ -108,6 +106,8 @@ class PatchContrastTask(Task):
         )
         torch.manual_seed(config.seed)
         self.network = build_network(config, volumes[0].raw.channels).to(self.device)
+        if config.train.compile:  # what a step calls; the trainer compiles the whole alone
+            self.network.confidence.compile(dynamic=False)
         self.criterion = PatchContrast(
             settings.patch_size,
             settings.stride,
@@ -121,9 +121,7 @@ class PatchContrastTask(Task):
         )
         self.held_out = open_validation(config, volumes[0].raw)
         if settings.choice == "labelled" and not self.held_out:
-            raise InputError(
-                "patch_contrast.choice: labelled needs data.validation, labelled volumes to choose by"
-            )
+            raise InputError("patch_contrast.choice: labelled needs data.validation to choose by")
         self.picture = LivePicture(
             run, settings, every=settings.picture_every, on=ranks.first and run is not None
         )
@@ -131,8 +129,8 @@ class PatchContrastTask(Task):
 
     @property
     def measure(self) -> str:
-        """What the best checkpoint is best in: what channels are chosen by."""
-        return "dice" if self.settings.choice == "labelled" else self.settings.criterion
+        """What the best checkpoint is best in."""
+        return "dice" if self.settings.choice == "labelled" else "separation"
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         return self.loader.batches(first, last)
@@ -200,8 +198,9 @@ class PatchContrastTask(Task):
         measures = {
             "channel": float(choice.channel),
             # A checkpoint without a plausible channel is the best only while there is no other.
-            "entropy": fact.entropy if choice.plausible else 1.0 + fact.entropy,
             "separation": fact.separation if choice.plausible else fact.separation - 1.0,
+            "gap": fact.gap,
+            "entropy": fact.entropy,
             "foreground": 1 - fact.foreground if choice.inverted else fact.foreground,
         }
         if dice:
@@ -240,9 +239,10 @@ class PatchContrastTask(Task):
         """The facts of all channels over ``sample_steps`` batches."""
         sums = ChannelSums(self.settings.channels, self.config.predict.threshold, self.settings)
         for step in range(self.settings.sample_steps):
-            image, _ = self._images(self.loader.load(step))
+            image, contrasted = self._images(self.loader.load(step))
             confidence = self._flat(self.network.confidence(image).float().sigmoid())
-            sums.add(confidence, self._flat(image))
+            terms = self.criterion(confidence, contrasted, step)
+            sums.add(confidence, self._flat(image), terms.negative_distance - terms.positive_distance)
         assert sums.total is not None
         return sums.facts(self.ranks.sum(sums.total.cpu()))
 
@@ -285,12 +285,15 @@ def _segment_all(
     task: PatchContrastTask, volumes: list[AnnotatedVolume], run: RunFolder, quiet: bool
 ) -> None:
     """The masks of all training volumes, as files and, for image files, as images."""
-    config, ranks = task.config, task.ranks
+    config, ranks, written = task.config, task.ranks, set()
     for number, volume in enumerate(volumes):
         path = run.file("predictions", f"train_{number}.{config.predict.format}")
         segment(volume.raw, task.network, config, path, ranks, restart=True, quiet=True)
-        if ranks.first and isinstance(volume.raw.source, FolderSource):
-            write_mask_images(run.file("masks"), volume.raw, open_volume(f"{path}:/segmentation"))
+        for z, file in enumerate(image_files(volume.raw) if ranks.first else []):
+            name = os.path.splitext(os.path.basename(file))[0]
+            written.add(name := f"{name}_{number}" if name in written else name)  # of another folder
+            mask = open_volume(f"{path}:/segmentation").read((z, 0, 0), (z + 1, *volume.shape[1:]))
+            write_mask_image(run.file("masks", f"{name}.png"), mask[0, 0])
     if ranks.first and not quiet:
-        masks = run.file("masks") if os.path.isdir(run.file("masks")) else run.file("predictions")
-        print(f"{len(volumes)} volumes segmented: {masks}", flush=True)
+        where = run.file("masks" if written else "predictions")
+        print(f"segmented {len(volumes)} volumes: {where}", flush=True)

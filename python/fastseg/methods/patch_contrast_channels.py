@@ -31,6 +31,7 @@ class ChannelFacts:
     inside: float  # mean intensity there, [0, 1]
     outside: float  # and elsewhere
     separation: float  # share of the intensity's variance between inside and outside, Otsu's criterion
+    gap: float = 0.0  # D_pn - D_pp of its windows
     twin: int | None = None  # an earlier channel with the same map or its complement
 
     @property
@@ -52,8 +53,8 @@ class ChannelSums:
         self.channels, self.threshold, self.settings = channels, threshold, settings
         self.total: Tensor | None = None
 
-    def add(self, confidence: Tensor, image: Tensor) -> None:
-        """confidence (B, K, *S), intensity (B, C, *S), of the axes of the windows."""
+    def add(self, confidence: Tensor, image: Tensor, gap: Tensor) -> None:
+        """confidence (B, K, *S), intensity (B, C, *S), of the axes of the windows; gap (K,) of those images."""
         size, stride = self.settings.patch_size, self.settings.stride
         entropy = patch_entropy(confidence.float(), size, stride).entropy
         marked = confidence >= self.threshold
@@ -66,6 +67,7 @@ class ChannelSums:
             marked.sum(others).double(),
             torch.where(marked, grey, 0.0).sum(others, dtype=torch.float64),
             flat.sum(1),
+            gap.double() * len(confidence),
         ]
         images = torch.full((1,), len(confidence), dtype=torch.float64, device=confidence.device)
         new = torch.cat([images, numbers, *rows, (flat @ flat.T).reshape(-1)])
@@ -75,8 +77,8 @@ class ChannelSums:
         """From the sum of ``total`` over processes, on the CPU."""
         k = self.channels
         images, count, mass, squares, *rest = total.tolist()
-        entropy, marked, lit, means = (rest[i * k : (i + 1) * k] for i in range(4))
-        products = torch.tensor(rest[4 * k :], dtype=torch.float64).view(k, k) / count
+        entropy, marked, lit, means, gaps = (rest[i * k : (i + 1) * k] for i in range(5))
+        products = torch.tensor(rest[5 * k :], dtype=torch.float64).view(k, k) / count
         mean = torch.tensor(means, dtype=torch.float64) / count
         covariance = products - mean[:, None] * mean
         spread = covariance.diagonal().clamp(min=1e-12).sqrt()
@@ -95,6 +97,7 @@ class ChannelSums:
                     inside,
                     outside,
                     share * (1 - share) * (inside - outside) ** 2 / variance,
+                    gaps[i] / images,
                     twins[0] if twins else None,
                 )
             )
@@ -113,7 +116,7 @@ def choose_channel(facts: Sequence[ChannelFacts], settings: PatchContrastConfig)
 
     def rank(channel: int) -> tuple[bool, bool, float]:
         fact = facts[channel]
-        value = fact.separation if settings.criterion == "separation" else -fact.entropy
+        value = -fact.entropy if settings.criterion == "entropy" else getattr(fact, settings.criterion)
         return least <= shares[channel] <= most, not fact.collapsed, value
 
     best = max(range(len(facts)), key=rank)

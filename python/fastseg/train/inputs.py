@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -112,13 +111,13 @@ def _singles(entry: VolumeConfig, data: DataConfig) -> list[VolumeConfig]:
 
 
 def _images_of(path: str, data: DataConfig) -> list[str] | None:
-    """The images of a folder or pattern, their names escaped where they look like patterns; None for other paths."""
+    """The images of a folder or pattern; None for other paths."""
     whole = os.path.join(data.root or ".", os.path.expanduser(path))
     if not (os.path.isdir(whole) or (any(c in path for c in "*?[") and not os.path.exists(whole))):
         return None
     if os.path.isdir(whole) and not isinstance(open_volume(whole).source, FolderSource):
         return None
-    return [name if os.path.exists(name) else glob.escape(name) for name in image_paths(whole)]
+    return [os.path.abspath(name) for name in image_paths(whole)]
 
 
 def build_sampler(config: Config, volumes: list[AnnotatedVolume], indexes: list[LabelIndex]) -> PatchSampler:

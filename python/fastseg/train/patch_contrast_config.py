@@ -26,7 +26,7 @@ class PatchContrastConfig(Section):
     batch_norm: Literal["recalibrated", "batch"] = "recalibrated"
     sample_steps: Positive = 5
     choice: Literal["unlabelled", "labelled"] = "unlabelled"
-    criterion: Literal["entropy", "separation"] = "separation"
+    criterion: Literal["gap", "separation", "entropy"] = "gap"
     foreground: tuple[Share, Share] = (0.02, 0.6)
     appearance: Literal["dark", "bright", "either"] = "either"
     stop_gain: NotNegative | None = 0.01

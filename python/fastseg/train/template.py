@@ -81,7 +81,7 @@ patch_contrast:             # of method patch_contrast, without labels: start fr
   batch_norm: recalibrated  # statistics of sample_steps batches; batch: of what is predicted at a time
   sample_steps: 5           # batches for those and for the choice of a channel
   choice: unlabelled        # or labelled: by the Dice in data.validation
-  criterion: separation     # of the channel and the best checkpoint: of intensities in and out; or entropy
+  criterion: gap            # that a channel is chosen by: of its windows; separation of intensities; entropy
   foreground: [0.02, 0.6]   # share of an image that objects may plausibly cover
   appearance: either        # dark or bright objects: a channel that marks the others is inverted
   stop_gain: 0.01           # end when the windows' separation gains less over stop_window steps; null: never
