@@ -6,7 +6,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +14,6 @@ from fastseg.data.cache import ChunkCache
 from fastseg.data.sources import Slices, Source, reason
 from fastseg.data.tiff import TIFF_SUFFIXES
 from fastseg.errors import InputError
-
-if TYPE_CHECKING:
-    from fastseg.data.volumes import Volume
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", *TIFF_SUFFIXES)
 
@@ -78,14 +75,6 @@ def image_paths(pattern: str) -> list[str]:
     if not paths:
         raise InputError(f"{pattern} matches no image ({', '.join(IMAGE_SUFFIXES)})")
     return paths
-
-
-def image_files(volume: Volume) -> list[str]:
-    """The image file of each slice of a volume; none where its slices are not files of their own."""
-    if isinstance(volume.source, FolderSource):
-        return volume.source.paths[volume.origin[0] : volume.origin[0] + volume.shape[0]]
-    alone = volume.shape[0] == 1 and volume.source.path.lower().endswith(IMAGE_SUFFIXES)
-    return [volume.source.path] if alone else []
 
 
 def write_mask_image(path: str, mask: np.ndarray) -> None:

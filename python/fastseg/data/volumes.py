@@ -131,6 +131,14 @@ class Volume:
         """The name without its folder, for tables and titles."""
         return self.name[len(os.path.dirname(self.source.path)) :].lstrip("/")
 
+    @property
+    def image_files(self) -> list[str]:
+        """The image file of each slice; none where the slices are not files of their own."""
+        if isinstance(self.source, FolderSource):
+            return self.source.paths[self.origin[0] : self.origin[0] + self.shape[0]]
+        alone = self.shape[0] == 1 and self.source.path.lower().endswith(IMAGE_SUFFIXES)
+        return [self.source.path] if alone else []
+
     def blocks(self, most_voxels: int = 1 << 24) -> Iterator[tuple[Box, Box]]:
         """Boxes (start, stop) that tile the volume, aligned to its chunks, of about most_voxels at most."""
         z, y, x = self.shape

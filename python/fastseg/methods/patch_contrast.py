@@ -20,7 +20,7 @@ from torch import Tensor
 from fastseg.data.annotations import AnnotatedVolume, index_labels
 from fastseg.data.augment import augment
 from fastseg.data.buffers import Batch
-from fastseg.data.images import image_files, write_mask_image
+from fastseg.data.images import write_mask_image
 from fastseg.data.volumes import open_volume
 from fastseg.errors import InputError
 from fastseg.methods.inference import segment
@@ -289,7 +289,7 @@ def _segment_all(
     for number, volume in enumerate(volumes):
         path = run.file("predictions", f"train_{number}.{config.predict.format}")
         segment(volume.raw, task.network, config, path, ranks, restart=True, quiet=True)
-        for z, file in enumerate(image_files(volume.raw) if ranks.first else []):
+        for z, file in enumerate(volume.raw.image_files if ranks.first else []):
             name = os.path.splitext(os.path.basename(file))[0]
             written.add(name := f"{name}_{number}" if name in written else name)  # of another folder
             mask = open_volume(f"{path}:/segmentation").read((z, 0, 0), (z + 1, *volume.shape[1:]))
