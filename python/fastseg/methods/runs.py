@@ -7,7 +7,7 @@ from typing import Any
 
 from fastseg.errors import InputError
 from fastseg.train.checkpoint import RunFolder
-from fastseg.train.config import Config
+from fastseg.train.config import METHOD_SECTIONS, Config
 
 # Keys that may differ between a run and its continuation: they change where or how fast, not what.
 _FREE_TO_CHANGE = (
@@ -36,10 +36,12 @@ def require_fresh_or_same(config: Config, run: RunFolder, resume: bool) -> None:
             "or give another output"
         )
     now, before = _flatten(config.model_dump(mode="json")), _flatten(run.load()["config"])
+    # Nor do the sections of other methods decide anything; their defaults may be those of another release.
+    free = (*_FREE_TO_CHANGE, *(f"{name}." for name in METHOD_SECTIONS if name != config.method))
     changed = sorted(
         key
         for key in now.keys() | before.keys()
-        if now.get(key) != before.get(key) and not key.startswith(_FREE_TO_CHANGE)
+        if now.get(key) != before.get(key) and not key.startswith(free)
     )
     if changed:
         key = changed[0]

@@ -171,7 +171,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _method_has_its_section(self) -> Config:
-        for name in _METHOD_SECTIONS:
+        for name in METHOD_SECTIONS:
             stated = getattr(self, name) != type(self).model_fields[name].default
             if stated and name != self.method:
                 raise ValueError(f"{name} is a section of method {name}, the method is {self.method}")
@@ -241,7 +241,7 @@ def _under(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
 
 
 # Sections of one method alone; each bears its method's name.
-_METHOD_SECTIONS = ("sparse_2d3d", "patch_contrast")
+METHOD_SECTIONS = ("sparse_2d3d", "patch_contrast")
 
 # What keys of other sections are by default under a method.
 METHOD_DEFAULTS: dict[Any, dict[str, Any]] = {"patch_contrast": PATCH_CONTRAST_DEFAULTS}
