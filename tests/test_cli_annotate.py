@@ -87,7 +87,7 @@ def test_a_slice_that_the_network_is_unsure_in_is_chosen(project: Path) -> None:
             return 50 * image
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("fastseg.commands.infer.build_network", lambda *_: Steep())
+        patched.setattr("fastseg.methods.inference.build_network", lambda *_: Steep())
         patched.setattr(Steep, "load_state_dict", lambda *_: None)
         volume = f"{project}/phantoms.h5:/plain"
         options = ("--slices", 1, "--run", project / "run", "--window", 16, "--region", "z=6:20")

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from fastseg.commands.infer import parse_region, trained_network
+from fastseg.commands.infer import parse_region
 from fastseg.data.annotation_import import import_annotations
 from fastseg.data.annotation_plan import (
     Plan,
@@ -21,7 +21,7 @@ from fastseg.data.annotation_plan import (
 from fastseg.data.slice_choice import highest_slices, spread_slices
 from fastseg.data.volumes import Volume, open_volume
 from fastseg.errors import InputError
-from fastseg.methods.inference import predictor, tiling_of
+from fastseg.methods.inference import predictor, tiling_of, trained_network
 from fastseg.methods.uncertainty import SliceUncertainty, measure_uncertainty
 from fastseg.predict import show_progress
 from fastseg.train.checkpoint import RunFolder

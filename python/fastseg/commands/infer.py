@@ -8,15 +8,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import nn
-
 from fastseg.data.annotations import AnnotatedVolume
 from fastseg.data.outputs import OUTPUT_SUFFIXES
-from fastseg.data.volumes import Volume, open_volume
+from fastseg.data.volumes import open_volume
 from fastseg.errors import InputError
-from fastseg.methods.inference import segment
-from fastseg.methods.registry import build_network
+from fastseg.methods.inference import segment, trained_network
 from fastseg.metrics import Confusion, evaluate_volume, total
 from fastseg.report import draw_comparison, write_metrics
 from fastseg.train.checkpoint import RunFolder
@@ -67,18 +63,6 @@ def predict_run(
         for volume, target in jobs:
             segment(volume, network, config, target, ranks, restart=restart, quiet=quiet)
     return [target for _, target in jobs]
-
-
-def trained_network(
-    config: Config, state: dict[str, Any], volumes: Sequence[Volume], device: torch.device
-) -> nn.Module:
-    """The network of a checkpoint, to predict ``volumes`` with. InputError where they have other channels."""
-    for volume in volumes:
-        if volume.channels != state["channels"]:
-            raise InputError(f"{volume.name} must have {state['channels']} channels, got {volume.channels}")
-    network = build_network(config, state["channels"]).to(device)
-    network.load_state_dict(state["network"])
-    return network.eval()
 
 
 def evaluate_run(path: str) -> tuple[dict[str, Confusion], list[str]]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 from fastseg.data.intensity import measure_intensity
 from fastseg.data.volumes import Volume
 from fastseg.errors import InputError
+from fastseg.methods.registry import build_network
 from fastseg.predict import (
     Network,
     Tiling,
@@ -28,6 +30,18 @@ from fastseg.train.config import Config
 from fastseg.train.device import autocast_dtype
 from fastseg.train.memory import explaining_out_of_memory
 from fastseg.train.ranks import Ranks
+
+
+def trained_network(
+    config: Config, state: dict[str, Any], volumes: Sequence[Volume], device: torch.device
+) -> nn.Module:
+    """The network of a checkpoint, to predict ``volumes`` with. InputError where they have other channels."""
+    for volume in volumes:
+        if volume.channels != state["channels"]:
+            raise InputError(f"{volume.name} must have {state['channels']} channels, got {volume.channels}")
+    network = build_network(config, state["channels"]).to(device)
+    network.load_state_dict(state["network"])
+    return network.eval()
 
 
 def predictor(network: nn.Module, volume: Volume, config: Config, device: torch.device) -> Network:

@@ -16,7 +16,7 @@ from typing import Any
 from fastseg.data.annotations import AnnotatedVolume
 from fastseg.errors import InputError
 from fastseg.methods import supervised
-from fastseg.methods.inference import decided_by, segment
+from fastseg.methods.inference import decided_by, segment, trained_network
 from fastseg.methods.networks import build_network
 from fastseg.methods.runs import require_fresh_or_same
 from fastseg.train.checkpoint import RunFolder, write_atomically
@@ -24,6 +24,8 @@ from fastseg.train.config import Config
 from fastseg.train.config_file import parse_config
 from fastseg.train.inputs import open_training
 from fastseg.train.ranks import Ranks, join
+
+__all__ = ["build_network", "infer_pseudo_labels", "prepare", "slices_config", "train"]
 
 prepare = supervised.prepare  # of the 3D network
 
@@ -101,14 +103,19 @@ def infer_pseudo_labels(
 ) -> list[str]:
     """Segment the used part of each training volume with the 2D network; the paths of what the 3D network learns."""
     run = RunFolder(slices.output)
-    network = build_network(slices, volumes[0].raw.channels).to(ranks.device)
-    network.load_state_dict(run.load_for_prediction(slices.predict.checkpoint)["network"])
-    network.eval()
+    state = run.load_for_prediction(slices.predict.checkpoint)
+    network = trained_network(slices, state, [volume.raw for volume in volumes], ranks.device)
     # Both are kept whatever predict.probability says: the one to be learnt from and the one to be looked at.
     slices = slices.model_copy(update={"predict": slices.predict.model_copy(update={"probability": True})})
     folder = RunFolder(os.path.join(config.output, "pseudo_labels"))
     paths = [folder.file(f"train_{i}.{config.predict.format}") for i in range(len(volumes))]
-    record = {"volumes": [v.raw.name for v in volumes], **decided_by(slices, network, ranks.device)}
+    record = {
+        "volumes": [v.raw.name for v in volumes],
+        "predict": slices.predict.model_dump(
+            mode="json", include={"window", "overlap", "threshold", "skip_below"}
+        ),
+        **decided_by(slices, network, ranks.device),
+    }
     # One process looks: another may see an older folder over a network.
     done = ranks.from_first(resume and _read_json(folder.file("done.json")) == record)
     if not done:
