@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from scipy import stats
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -18,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fastseg import patch_entropy
 from fastseg.nets import PatchFeaturiser
 from fastseg.nn import PatchContrast, PatchContrastTerms
+from tests.gloo import in_processes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
@@ -243,25 +242,20 @@ def test_images_must_fit_the_maps() -> None:
         PatchContrast(8, 4)(torch.rand(2, 1, 40, 40), torch.rand(2, 3, 40, 41), 0)
 
 
-def share(rank: int, folder: str, processes: int) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)
-    try:
-        confidence, image = blobs((4, 2, 40, 40)), noise(4, 3, 40, 40)
-        mine = confidence.detach().chunk(processes)[rank].clone().requires_grad_()
-        terms = PatchContrast(8, 4, across_ranks=True)(mine, image.chunk(processes)[rank], 3)
-        terms.loss.backward()
-        found = (terms.loss.detach(), terms.entropy, terms.samples.corners, mine.grad / processes)
-        torch.save(found, f"{folder}/found{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def share(rank: int, processes: int) -> tuple[torch.Tensor, ...]:
+    confidence, image = blobs((4, 2, 40, 40)), noise(4, 3, 40, 40)
+    mine = confidence.detach().chunk(processes)[rank].clone().requires_grad_()
+    terms = PatchContrast(8, 4, across_ranks=True)(mine, image.chunk(processes)[rank], 3)
+    terms.loss.backward()
+    assert mine.grad is not None
+    return terms.loss.detach(), terms.entropy, terms.samples.corners, mine.grad / processes
 
 
 def test_two_processes_have_the_loss_of_one(tmp_path: Path) -> None:
-    mp.spawn(share, (str(tmp_path), 2), nprocs=2)
+    parts = in_processes(share, 2, tmp_path, 2)
     confidence = blobs((4, 2, 40, 40))
     terms = PatchContrast(8, 4)(confidence, noise(4, 3, 40, 40), 3)
     terms.loss.backward()
-    parts = [torch.load(tmp_path / f"found{rank}.pt") for rank in range(2)]
     for loss, entropy, _, _ in parts:
         torch.testing.assert_close(loss, terms.loss.detach(), **EXACT)
         torch.testing.assert_close(entropy, terms.entropy, **EXACT)

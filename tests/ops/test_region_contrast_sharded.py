@@ -1,51 +1,37 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Rows shared out over two processes give the loss and the gradients of one."""
 
-import os
-import tempfile
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from fastseg import gather_rows, region_contrast, sharded_region_contrast
+from tests.gloo import in_processes
 
 from .region_contrast_cases import make_case
 
 PROCESSES = 2
 
 
-def shard(rank, folder, options):
+def shard(rank, case, options):
     """Loss and gradients of one process, and those of a linear layer before it under DistributedDataParallel."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=PROCESSES)
-    try:
-        case = torch.load(f"{folder}/case.pt")
-        mine = {name: value.chunk(PROCESSES)[rank] for name, value in case.items()}
-        anchors = mine.pop("anchors").clone().requires_grad_()
-        temperature = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
-        loss = sharded_region_contrast(anchors, **mine, temperature=temperature, **options)
-        loss.backward()
-        torch.manual_seed(0)
-        linear = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(6, 4, dtype=torch.float64))
-        sharded_region_contrast(linear(anchors.detach()), **mine, **options).backward()
-        found = (loss.detach(), anchors.grad, temperature.grad, linear.module.weight.grad)
-        torch.save(found, f"{folder}/found{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+    mine = {name: value.chunk(PROCESSES)[rank] for name, value in case.items()}
+    anchors = mine.pop("anchors").clone().requires_grad_()
+    temperature = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    loss = sharded_region_contrast(anchors, **mine, temperature=temperature, **options)
+    loss.backward()
+    torch.manual_seed(0)
+    linear = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(6, 4, dtype=torch.float64))
+    sharded_region_contrast(linear(anchors.detach()), **mine, **options).backward()
+    return loss.detach(), anchors.grad, temperature.grad, linear.module.weight.grad
 
 
 @pytest.mark.parametrize("groups", [None, 2])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_two_processes(reduction, groups):
+def test_two_processes(reduction, groups, tmp_path):
     case = make_case(40, 6, torch.float64, classes=6, groups=groups, seed=2)
     case["anchor_ids"][:8] = -1  # so that the processes differ in how many rows have a loss
     options = {"reduction": reduction, "denominator": "all"}
-    with tempfile.TemporaryDirectory() as folder:
-        torch.save(case, f"{folder}/case.pt")
-        mp.spawn(shard, (folder, options), nprocs=PROCESSES)
-        found = [torch.load(f"{folder}/found{rank}.pt") for rank in range(PROCESSES)]
+    found = in_processes(shard, PROCESSES, tmp_path, case, options)
 
     anchors = case.pop("anchors").clone().requires_grad_()
     temperature = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
