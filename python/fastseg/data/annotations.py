@@ -37,6 +37,7 @@ class AnnotatedVolume:
     id. Voxels with ``ignore_label`` get code 0. mask: codes 0, 1, 2, over the annotation.
     pseudo: a channel per class, 0 and 1 (integers) or probabilities (floats). They are the target, with code 2,
     where mask and annotation say nothing: what is annotated stays as it is, and an ignored label stays ignored.
+    as_ids: the target is the labels' ids as they are, in one channel, instead of classes.
     Without labels every target and every code is 0.
     """
 
@@ -47,6 +48,7 @@ class AnnotatedVolume:
     classes: tuple[int, ...] | None = None
     ignore_label: int | None = None
     pseudo: Volume | None = None
+    as_ids: bool = False
 
     def __post_init__(self) -> None:
         for what, volume in (("labels", self.labels), ("mask", self.mask)):
@@ -86,11 +88,13 @@ class AnnotatedVolume:
 
     @property
     def target_channels(self) -> int:
-        return len(self.classes or (1,))
+        return 1 if self.as_ids else len(self.classes or (1,))
 
     @property
     def target_dtype(self) -> np.dtype:
-        """uint8, or that of the pseudo-labels where they are probabilities."""
+        """uint8, or that of the pseudo-labels where they are probabilities, or of the labels as ids."""
+        if self.as_ids and self.labels is not None:
+            return self.labels.dtype
         soft = self.pseudo is not None and self.pseudo.dtype.kind == "f"
         return self.pseudo.dtype if soft and self.pseudo is not None else np.dtype(np.uint8)
 
@@ -130,7 +134,9 @@ class AnnotatedVolume:
             target[...], codes[...] = 0, IGNORED
             return target, codes
         labels = self.labels.read(start, stop)
-        if self.classes is None:
+        if self.as_ids:
+            target[...] = labels
+        elif self.classes is None:
             np.not_equal(labels, 0, out=target, casting="unsafe")
         else:
             for channel, value in zip(target, self.classes, strict=True):

@@ -120,14 +120,14 @@ def _augment(batch: Batch, settings: Augmentation, patch: Box, seed: int) -> tup
     for place, voxel_size in zip(batch.places, batch.voxel_size, strict=True):
         rng = np.random.default_rng((seed, batch.step, place, _AUGMENT))
         moves.append(_draw_move(settings, patch, voxel_size, rng))
-        changes.append(_draw_change(settings, patch, voxel_size, rng))
+        changes.append(draw_change(settings, patch, voxel_size, rng))
     raw, target, codes = augment_geometry.move(batch.raw, batch.target, batch.codes, moves, patch)
     image = scale_intensity(raw, batch.shift, batch.scale)
     return augment_intensity.change(image, changes), target, codes
 
 
 def _draw_move(settings: Augmentation, patch: Box, voxel_size: np.ndarray, rng: np.random.Generator) -> Move:
-    order, flips = _draw_symmetry(patch, settings.symmetry, rng)
+    order, flips = draw_symmetry(patch, settings.symmetry, rng)
     chance = settings.probability
     turned, zoomed, bent = rng.random(3) < (chance.rotate, chance.scale, chance.elastic)
     angles = np.radians(rng.uniform(-1, 1, 3) * (settings.rotate, settings.tilt, settings.tilt))
@@ -149,7 +149,7 @@ def _draw_move(settings: Augmentation, patch: Box, voxel_size: np.ndarray, rng: 
     return Move(order, flips, matrix, field)
 
 
-def _draw_symmetry(
+def draw_symmetry(
     shape: Box, symmetry: Symmetry, rng: np.random.Generator
 ) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
     """An order of the axes and which to flip: with both, every right-angle symmetry."""
@@ -165,9 +165,10 @@ def _draw_symmetry(
     return (order[0], order[1], order[2]), (bool(flips[0]), bool(flips[1]), bool(flips[2]))
 
 
-def _draw_change(
+def draw_change(
     settings: Augmentation, patch: Box, voxel_size: np.ndarray, rng: np.random.Generator
 ) -> Change:
+    """What happens to the intensities of a sample."""
     chance = settings.probability
     shares = (chance.gamma, chance.contrast, chance.brightness, chance.noise, chance.blur, chance.missing)
     gamma, contrast, brightness, noise, blur, missing = rng.random(6) < shares

@@ -61,6 +61,13 @@ class Move:
             matrix[source, axis] = -1 if flip else 1
         return matrix
 
+    def undone(self) -> Move:
+        """The symmetry that takes its result back; of a move without A and u."""
+        order, flips = [0, 0, 0], [False, False, False]
+        for axis, (source, flip) in enumerate(zip(self.order, self.flips, strict=True)):
+            order[source], flips[source] = axis, flip
+        return Move((order[0], order[1], order[2]), (flips[0], flips[1], flips[2]))
+
 
 def affine(angles: np.ndarray, zoom: float, voxel_size: np.ndarray) -> np.ndarray:
     """A for angles (radians) in the planes of (y, x), (z, x) and (z, y), applied in this order."""
@@ -85,7 +92,7 @@ def move(
     """Move each sample of (B, C, z, y, x) with margins to (B, C, *patch); raw becomes float32 if any is resampled."""
     free = [i for i, m in enumerate(moves) if m.matrix is not None]
     if not free:
-        return _turned(raw, moves, patch), _turned(target, moves, patch), _turned(codes, moves, patch)
+        return turn(raw, moves, patch), turn(target, moves, patch), turn(codes, moves, patch)
     resampled = _resample(raw, target, codes, moves, free, patch)
     if len(free) == len(moves):
         return resampled
@@ -102,7 +109,8 @@ def move(
     return results[0], results[1], results[2]
 
 
-def _turned(tensor: Tensor, moves: Sequence[Move], patch: Box) -> Tensor:
+def turn(tensor: Tensor, moves: Sequence[Move], patch: Box) -> Tensor:
+    """The patch of each sample, flipped and turned by right angles; what its move has beside is not looked at."""
     if all(m.order == (0, 1, 2) and not any(m.flips) for m in moves):
         return centre(tensor, patch).contiguous()
     return torch.stack(_turned_samples(tensor, range(len(moves)), moves, patch))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastseg.nets.fcnn import FCNN
+from fastseg.nets.resnet import ResNetUNet
 from fastseg.nets.sliding_cnn import SlidingCNN
 from fastseg.nets.unet import UNet
 from fastseg.train.config import Config
@@ -22,6 +23,9 @@ class SliceNetwork(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         return self.network(image.squeeze(self.axis)).unsqueeze(self.axis)
 
+    def encode(self, image: Tensor) -> list[Tensor]:
+        return [level.unsqueeze(self.axis) for level in self.network.encode(image.squeeze(self.axis))]
+
 
 def build_network(config: Config, channels: int, outputs: int | None = None) -> nn.Module:
     """The network of a configuration, from (B, channels, z, y, x) to logits (B, outputs, z, y, x), by default one for
@@ -34,7 +38,8 @@ def build_network(config: Config, channels: int, outputs: int | None = None) -> 
     elif settings.kind == "fcnn":
         network = FCNN(dims, channels, classes, width=settings.width, dilations=settings.dilations)
     else:
-        network = UNet(
+        kind = ResNetUNet if settings.kind == "resnet50" else UNet
+        network = kind(
             dims, channels, classes, width=settings.width, pooling=settings.pooling, norm=settings.norm
         )
     layout = torch.channels_last if dims == 2 else torch.channels_last_3d

@@ -122,9 +122,7 @@ class PatchContrastTask(Task):
         self.held_out = open_validation(config, volumes[0].raw)
         if settings.choice == "labelled" and not self.held_out:
             raise InputError("patch_contrast.choice: labelled needs data.validation to choose by")
-        self.picture = LivePicture(
-            run, settings, every=settings.picture_every, on=ranks.first and run is not None
-        )
+        self.picture = LivePicture(run, settings, every=settings.picture_every, on=ranks.first)
         self.optimizer: torch.optim.Optimizer | None = None
 
     @property
@@ -158,7 +156,7 @@ class PatchContrastTask(Task):
         with torch.no_grad():
             seen = (~terms.void).double()
             self.network.window_sums += torch.stack([positive, negative, torch.ones_like(positive)]) * seen
-        self.picture.take(step, contrasted, confidence, terms)
+        self.picture.take(step, self._flat(image), confidence, terms)
         return terms.loss, {
             "intra": terms.intra.sum(),
             "inter": terms.inter.sum(),

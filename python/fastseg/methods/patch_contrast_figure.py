@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastseg.methods.live_figure import LiveFigure
 from fastseg.nn.patch_contrast import PatchContrastTerms
 from fastseg.ops.patch_entropy import per_axis
-from fastseg.train.checkpoint import RunFolder, write_atomically
+from fastseg.train.checkpoint import RunFolder
 from fastseg.train.patch_contrast_config import PatchContrastConfig
 
 _POSITIVE, _NEGATIVE = "#19a34a", "#e4572e"
@@ -25,16 +25,16 @@ _STEPS_PER_POINT = 10
 class LivePicture:
     """``figures/patch_contrast.png`` and TensorBoard's ``patch_contrast/windows``, redrawn every so many steps.
 
-    A row for the first image of the batch: itself with the windows of channel 0, then each map with its windows,
-    positive ones green and negative ones red; of a volume the middle plane and the windows that cross it. Below, the
-    mean distances D_pp and D_pn of the steps of this process so far, every tenth.
+    A row for the first image of the batch: itself, as it is whatever is contrasted, with the windows of channel 0, then
+    each map with its windows, positive ones green and negative ones red; of a volume the middle plane and the windows
+    that cross it. Below, the mean distances D_pp and D_pn of the steps of this process so far, every tenth.
     """
 
     def __init__(self, run: RunFolder | None, settings: PatchContrastConfig, *, every: int, on: bool) -> None:
-        self.run, self.settings, self.every, self.on = run, settings, every, on
+        self.settings, self.every, self.on = settings, every, on and run is not None
+        self.figure = None if run is None else LiveFigure(run, "patch_contrast", "patch_contrast/windows")
         self.steps: list[int] = []
         self.distances: list[Tensor] = []
-        self.board: Any = None
 
     def take(self, step: int, image: Tensor, confidence: Tensor, terms: PatchContrastTerms) -> None:
         if not self.on:
@@ -48,22 +48,17 @@ class LivePicture:
             self._draw(step, image[0].detach(), confidence[0].detach(), terms)
 
     def close(self) -> None:
-        if self.board is not None:
-            self.board.close()
-            self.board = None
+        if self.figure is not None:
+            self.figure.close()
 
     def _draw(self, step: int, image: Tensor, confidence: Tensor, terms: PatchContrastTerms) -> None:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        assert self.run is not None
+        assert self.figure is not None
         middle = image.shape[1] // 2 if image.dim() == 4 else None
         plane = image if middle is None else image[:, middle]
         maps = confidence if middle is None else confidence[:, middle]
         plane, maps = plane.float().cpu().numpy(), maps.float().cpu().numpy()
         channels = len(maps)
-        figure = Figure(figsize=(_INCHES * (channels + 1), 2 * _INCHES + 0.6), dpi=90, layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = self.figure.new(_INCHES * (channels + 1), 2 * _INCHES + 0.6)
         grid = figure.add_gridspec(2, channels + 1)
         grey = len(plane) not in (3,)
         shown = plane.mean(0) if grey else np.moveaxis(plane, 0, -1).clip(0, 1)
@@ -86,15 +81,7 @@ class LivePicture:
         panel.set_xlabel("step")
         panel.legend(fontsize=8, loc="upper left")
         figure.suptitle(f"step {step}: windows counted as objects green, as the rest red", fontsize=10)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        write_atomically(self.run.file("figures", "patch_contrast.png"), buffer.getvalue())
-        if self.board is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(self.run.file("tensorboard"), purge_step=step)
-        pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
-        self.board.add_image("patch_contrast/windows", pixels, step, dataformats="HWC")
+        self.figure.show(figure, step)
 
     def _add_windows(self, panel: Any, terms: PatchContrastTerms, channel: int, middle: int | None) -> None:
         from matplotlib.patches import Rectangle

@@ -19,10 +19,12 @@ from fastseg.data.buffers import Batch
 from fastseg.data.intensity import measure_intensity
 from fastseg.data.loader import PatchLoader
 from fastseg.data.resident import ResidentLoader, choose_loader
+from fastseg.data.volumes import Box
 from fastseg.methods.inference import predictor, tiling_of
 from fastseg.methods.networks import build_network
 from fastseg.methods.runs import require_fresh_or_same
 from fastseg.methods.validation import Validation
+from fastseg.methods.weights import load_weights
 from fastseg.nn import MaskedWeightedBCE
 from fastseg.train.checkpoint import RunFolder, write_atomically
 from fastseg.train.config import Config
@@ -80,9 +82,14 @@ def build_loader(
     indexes: list[LabelIndex],
     device: torch.device,
     places: range | None = None,
+    margin: Box | None = None,
 ) -> PatchLoader | ResidentLoader:
-    """The loader of a configuration, for one process's places in the batch; all by default."""
+    """The loader of a configuration, for one process's places in the batch; all by default. margin: around the patch,
+    by default what augmentation needs."""
     data = config.data
+    if margin is None:
+        voxel_sizes = [v.raw.voxel_size or (1, 1, 1) for v in volumes]
+        margin = augmentation(config).margin(config.patch, voxel_sizes)
     return choose_loader(
         volumes,
         [measure_intensity(volume.raw, data.normalize) for volume in volumes],
@@ -93,7 +100,7 @@ def build_loader(
         cache_bytes=data.cache_mib << 20,
         threads=data.threads,
         places=places,
-        margin=augmentation(config).margin(config.patch, [v.raw.voxel_size or (1, 1, 1) for v in volumes]),
+        margin=margin,
     )
 
 
@@ -137,6 +144,10 @@ def train_with(
                 for volume, index in zip(volumes, task.indexes, strict=True):
                     print(describe(volume, index))
             write_atomically(run.file("config.yaml"), dump_config(config).encode())
+        if config.network.weights is not None and not ranks.from_first(bool(resume and run.checkpoints())):
+            loaded = load_weights(task.network, config.network.weights)
+            if ranks.first and not quiet:
+                print(loaded.describe(), flush=True)
         extra = {"config": config.model_dump(mode="json"), "channels": volumes[0].raw.channels}
         fit(task, config.train, run, ranks, resume=resume, extra=extra, seed=config.seed, quiet=quiet)
     return run

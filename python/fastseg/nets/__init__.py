@@ -2,8 +2,9 @@
 """Networks."""
 
 from fastseg.nets.fcnn import FCNN, PatchFeaturiser
+from fastseg.nets.resnet import ResNetUNet
 from fastseg.nets.sliding_cnn import SlidingCNN
 from fastseg.nets.unet import UNet
 from fastseg.nets.ynet import AttentionUNet, AttentionYNet
 
-__all__ = ["FCNN", "AttentionUNet", "AttentionYNet", "PatchFeaturiser", "SlidingCNN", "UNet"]
+__all__ = ["FCNN", "AttentionUNet", "AttentionYNet", "PatchFeaturiser", "ResNetUNet", "SlidingCNN", "UNet"]

@@ -8,6 +8,7 @@ channels, meet the skip and are brought to the skip's channels by two convolutio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -27,10 +28,10 @@ class _Conv3d(nn.Conv3d):
         return super().forward(image)
 
 
-_CONV = {2: nn.Conv2d, 3: _Conv3d}
-_UP = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-_POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
-_NORM = {
+CONV = {2: nn.Conv2d, 3: _Conv3d}
+UP = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+NORM = {
     "batch": {2: nn.BatchNorm2d, 3: nn.BatchNorm3d},
     "instance": {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d},
 }
@@ -70,7 +71,7 @@ class UNet(nn.Module):
             if len(stride) != dims or min(stride) < 1:
                 raise ValueError(f"pooling must hold {dims} positive strides per level, got {stride}")
         self.dims = dims
-        self.divisor = tuple(_product(stride[axis] for stride in strides) for axis in range(dims))
+        self.divisor = tuple(math.prod(stride[axis] for stride in strides) for axis in range(dims))
 
         self.down = nn.ModuleList()
         self.pools = nn.ModuleList()
@@ -78,62 +79,65 @@ class UNet(nn.Module):
         skips = []
         for level in range(len(strides) + 1):
             inner = width * 2**level
-            self.down.append(_two_convolutions(dims, channels, inner, 2 * inner, norm))
+            self.down.append(two_convolutions(dims, channels, inner, 2 * inner, norm))
             channels = 2 * inner
             if level < len(strides):
-                self.pools.append(_POOL[dims](strides[level]))
+                self.pools.append(POOL[dims](strides[level]))
                 skips.append(channels)
 
         self.ups = nn.ModuleList()
         self.merge = nn.ModuleList()
         for stride, skip in zip(reversed(strides), reversed(skips), strict=True):
-            self.ups.append(_UP[dims](channels, channels, stride, stride, bias=False))
-            self.merge.append(_two_convolutions(dims, channels + skip, skip, skip, norm))
+            self.ups.append(UP[dims](channels, channels, stride, stride, bias=False))
+            self.merge.append(two_convolutions(dims, channels + skip, skip, skip, norm))
             channels = skip
-        self.head = _CONV[dims](channels, out_channels, 1)
-        self.apply(_initialise)
+        self.head = CONV[dims](channels, out_channels, 1)
+        self.apply(initialise)
 
     def forward(self, image: Tensor) -> Tensor:
-        if image.ndim != self.dims + 2:
-            raise ValueError(
-                f"image must be (B, C, *S) with {self.dims} spatial axes, got {tuple(image.shape)}"
-            )
-        for size, divisor in zip(image.shape[2:], self.divisor, strict=True):
-            if size % divisor:
-                raise ValueError(
-                    f"image axes must be multiples of {self.divisor}, the network's pooling, "
-                    f"got {tuple(image.shape[2:])}"
-                )
-        features = self.down[0](image)
-        skips = []
+        return self.head(self.decode(self.encode(image)))
+
+    def encode(self, image: Tensor) -> list[Tensor]:
+        """The features of every level of the way down, the finest first."""
+        check_image(image, self.dims, self.divisor)
+        levels = [self.down[0](image)]
         for pool, block in zip(self.pools, self.down[1:], strict=True):
-            skips.append(features)
-            features = block(pool(features))
+            levels.append(block(pool(levels[-1])))
+        return levels
+
+    def decode(self, levels: Sequence[Tensor]) -> Tensor:
+        """The features that the head sees, (B, 2 * width, *S), of what ``encode`` found."""
+        *skips, features = levels
         for up, block in zip(self.ups, self.merge, strict=True):
             features = block(torch.cat((skips.pop(), up(features)), dim=1))
-        return self.head(features)
+        return features
 
 
-def _two_convolutions(dims: int, channels: int, first: int, second: int, norm: Norm) -> nn.Sequential:
+def check_image(image: Tensor, dims: int, divisor: Sequence[int]) -> None:
+    """ValueError unless the image is (B, C, *S) with axes that are multiples of ``divisor``."""
+    if image.ndim != dims + 2:
+        raise ValueError(f"image must be (B, C, *S) with {dims} spatial axes, got {tuple(image.shape)}")
+    if any(size % d for size, d in zip(image.shape[2:], divisor, strict=True)):
+        raise ValueError(
+            f"image axes must be multiples of {tuple(divisor)}, the network's pooling, got {tuple(image.shape[2:])}"
+        )
+
+
+def two_convolutions(dims: int, channels: int, first: int, second: int, norm: Norm) -> nn.Sequential:
+    """Two convolutions of 3, each with its norm and ReLU."""
     layers: list[nn.Module] = []
     for width in (first, second):
-        layers.append(_CONV[dims](channels, width, 3, padding=1, bias=norm == "none"))
+        layers.append(CONV[dims](channels, width, 3, padding=1, bias=norm == "none"))
         if norm != "none":
-            layers.append(_NORM[norm][dims](width, affine=True))
+            layers.append(NORM[norm][dims](width, affine=True))
         layers.append(nn.ReLU(inplace=True))
         channels = width
     return nn.Sequential(*layers)
 
 
-def _initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module) -> None:
+    """He's weights for ReLU, and no biases."""
     if isinstance(module, nn.Conv2d | nn.Conv3d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def _product(values: Sequence[int]) -> int:
-    result = 1
-    for value in values:
-        result *= value
-    return result

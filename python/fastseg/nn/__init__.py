@@ -6,6 +6,7 @@ from fastseg.nn.patch_contrast import PatchContrast, PatchContrastTerms
 from fastseg.nn.patch_entropy import PatchSampler
 from fastseg.nn.region_contrast import RegionContrast
 from fastseg.nn.region_pool import RegionPool, SoftRegionPool
+from fastseg.nn.region_pretext import RegionPretext, RegionPretextTerms, RegionView, grey_loss
 
 __all__ = [
     "MaskedWeightedBCE",
@@ -14,5 +15,9 @@ __all__ = [
     "PatchSampler",
     "RegionContrast",
     "RegionPool",
+    "RegionPretext",
+    "RegionPretextTerms",
+    "RegionView",
     "SoftRegionPool",
+    "grey_loss",
 ]

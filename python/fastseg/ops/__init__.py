@@ -7,7 +7,11 @@ from fastseg.ops.patch_entropy import WindowEntropy, patch_entropy
 from fastseg.ops.patch_entropy_crops import extract_patches
 from fastseg.ops.patch_entropy_sampling import PatchSamples, sample_patches
 from fastseg.ops.region_contrast import ContrastRows, region_contrast, region_contrast_rows
-from fastseg.ops.region_contrast_sharded import gather_rows, sharded_region_contrast
+from fastseg.ops.region_contrast_sharded import (
+    gather_rows,
+    remembering_region_contrast,
+    sharded_region_contrast,
+)
 from fastseg.ops.region_pool import RegionStats, region_pool, region_stats
 from fastseg.ops.region_pool_soft import SoftRegions, soft_region_pool
 
@@ -28,6 +32,7 @@ __all__ = [
     "region_contrast_rows",
     "region_pool",
     "region_stats",
+    "remembering_region_contrast",
     "sample_patches",
     "sharded_region_contrast",
     "soft_region_pool",

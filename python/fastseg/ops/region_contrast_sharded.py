@@ -45,6 +45,8 @@ def sharded_region_contrast(
     *,
     anchor_ids: Tensor,
     anchor_groups: Tensor | None = None,
+    memory: Tensor | None = None,
+    memory_ids: Tensor | None = None,
     process_group: dist.ProcessGroup | None = None,
     reduction: str = "mean",
     **options,
@@ -54,6 +56,8 @@ def sharded_region_contrast(
     Args:
         anchors: (M, D), with the same shape in every process. Fill up with rows of id -1 where there are fewer.
         anchor_ids, anchor_groups: (M,); numbers that mean the same in every process.
+        memory, memory_ids: (Q, D) and (Q,), candidates beside the rows, such as those of earlier steps; the same in
+            every process, without anchor_groups. Rows of id -1 take no part. No gradient goes to them.
         process_group: None: all processes.
         reduction: "mean" or "sum".
         options: temperature, similarity, denominator and impl of `region_contrast`.
@@ -61,7 +65,7 @@ def sharded_region_contrast(
     Returns:
         This process's share of the loss, times the number of processes for "mean". Its average over the
         processes is the mean loss over all rows, and so is what DistributedDataParallel's averaged gradients
-        belong to. With "sum", the shares add up to the sum over all rows.
+        belong to. With "sum", the shares add up to the sum over all rows. Without torch.distributed: the loss.
 
     Cost:
         One all_gather of rows, ids and groups, an all_reduce of one number for "mean", and backward an
@@ -70,13 +74,17 @@ def sharded_region_contrast(
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction must be one of mean, sum, got {reduction!r}")
     if not (dist.is_available() and dist.is_initialized()):
-        options |= {"anchor_ids": anchor_ids, "anchor_groups": anchor_groups}
-        return region_contrast(anchors, reduction=reduction, **options)
+        rows = {"anchor_ids": anchor_ids, "anchor_groups": anchor_groups}
+        return remembering_region_contrast(
+            anchors, **rows, memory=memory, memory_ids=memory_ids, reduction=reduction, **options
+        )
+    _check_memory(memory, memory_ids, anchor_groups)
+    bank, bank_ids = gather_rows(anchors, process_group), gather_rows(anchor_ids, process_group)
     loss, count = region_contrast_and_count(
         anchors,
-        gather_rows(anchors, process_group),
+        _joined(bank, memory),
         anchor_ids=anchor_ids,
-        bank_ids=gather_rows(anchor_ids, process_group),
+        bank_ids=_joined(bank_ids, memory_ids),
         anchor_groups=anchor_groups,
         bank_groups=None if anchor_groups is None else gather_rows(anchor_groups, process_group),
         self_offset=dist.get_rank(process_group) * anchors.shape[0],
@@ -87,3 +95,32 @@ def sharded_region_contrast(
         return loss
     dist.all_reduce(count, group=process_group)
     return loss * (dist.get_world_size(process_group) / count.clamp(min=1))
+
+
+def remembering_region_contrast(
+    anchors: Tensor,
+    *,
+    anchor_ids: Tensor,
+    anchor_groups: Tensor | None = None,
+    memory: Tensor | None = None,
+    memory_ids: Tensor | None = None,
+    **options,
+) -> Tensor:
+    """`region_contrast` of rows among themselves and, if given, with a memory, as `sharded_region_contrast` has it;
+    of this process alone."""
+    _check_memory(memory, memory_ids, anchor_groups)
+    if memory is None:
+        return region_contrast(anchors, anchor_ids=anchor_ids, anchor_groups=anchor_groups, **options)
+    bank, bank_ids = _joined(anchors, memory), _joined(anchor_ids, memory_ids)
+    return region_contrast(anchors, bank, anchor_ids=anchor_ids, bank_ids=bank_ids, self_offset=0, **options)
+
+
+def _check_memory(memory: Tensor | None, memory_ids: Tensor | None, groups: Tensor | None) -> None:
+    if (memory is None) != (memory_ids is None):
+        raise ValueError("memory and memory_ids go together")
+    if memory is not None and groups is not None:
+        raise ValueError("memory has no groups: give it without anchor_groups")
+
+
+def _joined(rows: Tensor, memory: Tensor | None) -> Tensor:
+    return rows if memory is None else torch.cat([rows, memory.detach()])

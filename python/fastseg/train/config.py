@@ -14,6 +14,7 @@ from fastseg.train.augment_config import AugmentConfig
 from fastseg.train.network_config import NetworkConfig
 from fastseg.train.patch_contrast_config import PATCH_CONTRAST_DEFAULTS, PatchContrastConfig
 from fastseg.train.predict_config import PredictConfig
+from fastseg.train.region_contrast_config import REGION_CONTRAST_DEFAULTS, RegionContrastConfig
 from fastseg.train.section import Axis, NotNegative, Positive, Section, Share
 from fastseg.train.sparse_2d3d_config import Sparse2d3dConfig
 
@@ -152,7 +153,7 @@ class TrainConfig(Section):
 
 
 class Config(Section):
-    method: Literal["supervised", "sparse_2d3d", "patch_contrast"] = "supervised"
+    method: Literal["supervised", "sparse_2d3d", "patch_contrast", "region_contrast"] = "supervised"
     output: str
     seed: Annotated[int, Field(ge=0)] = 0
     data: DataConfig
@@ -160,6 +161,7 @@ class Config(Section):
     loss: LossConfig = LossConfig()
     sparse_2d3d: Sparse2d3dConfig = Sparse2d3dConfig()
     patch_contrast: PatchContrastConfig = PatchContrastConfig()
+    region_contrast: RegionContrastConfig = RegionContrastConfig()
     train: TrainConfig = TrainConfig()
     predict: PredictConfig = PredictConfig()
 
@@ -241,7 +243,10 @@ def _under(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
 
 
 # Sections of one method alone; each bears its method's name.
-METHOD_SECTIONS = ("sparse_2d3d", "patch_contrast")
+METHOD_SECTIONS = ("sparse_2d3d", "patch_contrast", "region_contrast")
 
 # What keys of other sections are by default under a method.
-METHOD_DEFAULTS: dict[Any, dict[str, Any]] = {"patch_contrast": PATCH_CONTRAST_DEFAULTS}
+METHOD_DEFAULTS: dict[Any, dict[str, Any]] = {
+    "patch_contrast": PATCH_CONTRAST_DEFAULTS,
+    "region_contrast": REGION_CONTRAST_DEFAULTS,
+}

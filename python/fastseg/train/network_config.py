@@ -8,15 +8,17 @@ from typing import Literal
 from pydantic import Field
 
 from fastseg.nets.fcnn import DILATIONS
+from fastseg.nets.resnet import STRIDES
 from fastseg.nets.unet import Norm
 from fastseg.train.section import Positive, Section
 
 
 class NetworkConfig(Section):
-    kind: Literal["unet", "sliding_cnn", "fcnn"] = "unet"
+    kind: Literal["unet", "resnet50", "sliding_cnn", "fcnn"] = "unet"
     width: Positive = 16
     pooling: list[Positive | list[Positive]] = Field([2, 2, 2])
     norm: Norm = "instance"
+    weights: str | None = None  # a run or a checkpoint to begin with
     dilations: list[Positive | list[Positive]] = Field([*DILATIONS])
 
     def halo(self, dims: int) -> list[int]:
@@ -40,6 +42,10 @@ class NetworkConfig(Section):
                         f"network.dilations: {dilation} must have one number per axis of a patch of {dims} axes"
                     )
             return [1] * dims
+        if self.kind == "resnet50" and len(self.pooling) != len(STRIDES):
+            raise ValueError(
+                f"network.pooling of resnet50 must have {len(STRIDES)} strides, as in {[*STRIDES]}, got {self.pooling}"
+            )
         divisor = [1] * dims
         for stride in self.pooling:
             strides = [stride] * dims if isinstance(stride, int) else stride

@@ -10,7 +10,7 @@ from fastseg.train.checkpoint import write_atomically
 
 TEMPLATE = """\
 # A run of fastseg. Every key can be overridden on the command line: fastseg train FILE train.steps=100
-method: supervised          # a network on the annotated voxels; or sparse_2d3d, patch_contrast: see their sections
+method: supervised          # a network on the annotated voxels; or sparse_2d3d, patch_contrast, region_contrast
 output: runs/first          # checkpoints, log, predictions and figures go here
 seed: 0
 
@@ -46,10 +46,12 @@ data:
   resident_mib: 1024
 
 network:
-  kind: unet                # or sliding_cnn: a light network for slices; fcnn: that of patch_contrast
+  kind: unet                # or resnet50, with five strides; sliding_cnn: a light network for slices; fcnn: that of
+                            # patch_contrast
   width: 16                 # channels of the first convolution, doubled by each level
   pooling: [2, 2, 2]        # a stride per level; [[1, 2, 2], 2, 2] keeps z at first, for thick slices
   norm: instance            # or batch, none
+  weights: null             # a run, as of region_contrast, or a checkpoint to begin with
   dilations: [1, 2, 3, 5, 10, 20]   # of fcnn, a residual block each; [1, 10, 10] sees less far along z
 
 loss:
@@ -61,7 +63,8 @@ loss:
 sparse_2d3d:                # of method sparse_2d3d: a 2D network labels the slices between the annotated ones
   axis: null                # across the slices; null: that of annotated, or z
   patch: [128, 128]         # of the slices; data.patch is the 3D network's
-  network: {kind: sliding_cnn, width: 16, pooling: [2, 2, 2], norm: instance, dilations: [1, 2, 3, 5, 10, 20]}
+  network: {kind: sliding_cnn, width: 16, pooling: [2, 2, 2], norm: instance, weights: null,
+            dilations: [1, 2, 3, 5, 10, 20]}
   steps: 1000
   batch: 8
   learning_rate: 1.0e-3
@@ -87,6 +90,26 @@ patch_contrast:             # of method patch_contrast, without labels: start fr
   stop_gain: 0.01           # end when the windows' separation gains less over stop_window steps; null: never
   stop_window: 50
   picture_every: 100        # steps between pictures of maps and windows, in figures/ and TensorBoard
+
+region_contrast:            # of method region_contrast: pretraining without labels, then training with few
+  stage: pretrain           # or finetune: network.weights is the run of the first stage
+  pretext: regions          # or, to compare with, masked: hidden blocks are restored; images: views are told apart
+  regions: 16               # K, of an image
+  given: false              # true: the labels of data.train are regions, as superpixels, 0 being none
+  embedding: 32             # D, of a voxel and of a region
+  temperature: 0.2
+  semantic_weight: 1.0      # of the contrast between regions
+  grey_weight: 1.0          # of the grey levels within and between regions
+  beta: 1.0                 # of those between
+  margin: 0.2               # that grey levels of two regions should be apart
+  negatives: batch          # regions of the batch; or image: of the same image alone
+  least_share: 1.0e-3       # of an image, for a region to be there
+  memory: 0                 # regions of earlier steps to be told apart from, as in 4096
+  shift: 16                 # voxels that a view is off the middle, at most; or one number per axis
+  mask_size: 16             # of masked: the blocks; or one number per axis
+  mask_share: 0.6           # hidden
+  sample_steps: 4           # batches that tell which regions are in use, and how far apart
+  picture_every: 200        # steps between pictures of the regions, in figures/ and TensorBoard
 
 train:
   steps: 2000

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Pretraining without labels, then training with few: regions beside other pretext tasks, and none.
+
+    python benchmarks/experiments/region_contrast.py run --data kidney vnc --root FOLDER
+    python benchmarks/experiments/region_contrast.py show
+
+FOLDER holds em_kidney_gbm/ (photo<N>_image.png, photo<N>_gbm.png, six photos) and em_vnc/ (stack1_z00-14.h5 with raw and
+membrane, stack2_unlabelled.h5). The kidney's photos are reduced 4 times, the slices of em_vnc 2 times, by averaging.
+
+Pretraining sees all photos, or all slices of both stacks, without labels. Training then sees a quarter, one or four
+labelled photos or slices, another choice for each seed, and is tested on two photos, or five slices, that no training
+of that seed saw labels of. Arms: none (random weights), masked (hidden blocks restored), images (views told apart),
+grey, semantic, both (the two losses of regions). All arms have the same network, steps, batches and patches.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import h5py
+import imageio.v3 as imageio
+import numpy as np
+import torch
+from rows import add, commit, read
+
+from fastseg.data import open_volume
+from fastseg.methods.inference import predictor, tiling_of, trained_network
+from fastseg.methods.registry import train
+from fastseg.metrics import count_confusion
+from fastseg.predict import predict_blocks
+from fastseg.train.checkpoint import RunFolder
+from fastseg.train.config_file import load_config, parse_config
+
+RESULTS = Path(__file__).parents[1] / "results" / "experiments" / "region_contrast.csv"
+COLUMNS = (
+    "data",
+    "arm",
+    "labels",
+    "seed",
+    "dice",
+    "deviation",
+    "pretrain_seconds",
+    "seconds",
+    "alive",
+    "cosine",
+)
+COLUMNS += ("pretrain_steps", "steps", "width", "commit")
+ARMS = {
+    "none": None,
+    "masked": {"pretext": "masked"},
+    "images": {"pretext": "images"},
+    "grey": {"semantic_weight": 0.0},
+    "semantic": {"grey_weight": 0.0},
+    "both": {},
+}
+LABELS = (0.25, 1, 4)
+
+
+def reduced(image, times):
+    rows, columns = (n // times * times for n in image.shape)
+    blocks = image[:rows, :columns].reshape(rows // times, times, columns // times, times)
+    return blocks.mean((1, 3))
+
+
+def prepare_kidney(source, folder):
+    """One image and one label image for each photo."""
+    for number in range(1, 7):
+        image = imageio.imread(source / "em_kidney_gbm" / f"photo{number}_image.png")
+        label = imageio.imread(source / "em_kidney_gbm" / f"photo{number}_gbm.png")
+        imageio.imwrite(folder / f"image_{number - 1:02}.png", np.uint8(np.rint(reduced(image, 4))))
+        imageio.imwrite(folder / f"label_{number - 1:02}.png", np.uint8(reduced(label > 0, 4) >= 0.5))
+
+
+def prepare_vnc(source, folder):
+    """One image for each slice, and one label image for each of the first stack."""
+    number = 0
+    for name in ("stack1_z00-14.h5", "stack2_unlabelled.h5"):
+        with h5py.File(source / "em_vnc" / name) as file:
+            for z in range(len(file["raw"])):
+                imageio.imwrite(
+                    folder / f"image_{number:02}.png", np.uint8(np.rint(reduced(file["raw"][z], 2)))
+                )
+                if "membrane" in file:
+                    label = np.uint8(reduced(file["membrane"][z] > 0, 2) >= 0.5)
+                    imageio.imwrite(folder / f"label_{number:02}.png", label)
+                number += 1
+
+
+# How to prepare a set, and for a seed the numbers of its labelled images, in the order they are used, and of those to
+# test on. Labelled slices of em_vnc are at least two from those tested on.
+SETS = {
+    "kidney": (
+        prepare_kidney,
+        lambda seed: ([(i + 2 * seed) % 6 for i in range(4)], [(4 + 2 * seed) % 6, (5 + 2 * seed) % 6]),
+    ),
+    "vnc": (prepare_vnc, lambda seed: ([(3 * seed + 2 * i) % 9 for i in range(4)], [10, 11, 12, 13, 14])),
+}
+
+
+def prepared(name, options):
+    folder = options.folder / name / "images"
+    if not (folder / "done").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        SETS[name][0](options.root, folder)
+        (folder / "done").touch()
+    return folder
+
+
+def common(output, seed, options, train_entries):
+    return {
+        "method": "region_contrast",
+        "output": str(output),
+        "seed": seed,
+        "data": {"root": "/", "train": train_entries, "patch": [options.patch] * 2},
+        "network": {"width": options.width, "pooling": [2, 2, 2, 2]},
+        "train": {"batch": options.batch, "validate_every": 10_000, "checkpoint_every": 10_000},
+    }
+
+
+def pretrained(name, arm, seed, options):
+    """The run of an arm's pretraining, its seconds and what it says of itself."""
+    if ARMS[arm] is None:
+        return None, 0, {}
+    output = options.folder / name / f"{arm}_{seed}"
+    values = common(output, seed, options, [{"raw": str(prepared(name, options) / "image_*.png")}])
+    values["region_contrast"] = {**ARMS[arm], "picture_every": 200}
+    values["train"] |= {
+        "steps": options.pretrain_steps,
+        "augment": {"gamma": 0.3, "blur": 1.0, "noise": 0.05},
+    }
+    began = time.perf_counter()
+    run = train(parse_config(values, arm), resume=True, quiet=options.quiet)
+    stated = json.loads(Path(run.file("pretraining.json")).read_text())
+    return run.path, time.perf_counter() - began, stated
+
+
+def finetuned(name, arm, seed, labels, weights, options):
+    """Dice of each test image."""
+    folder = prepared(name, options)
+    order, tests = SETS[name][1](seed)
+    entries = []
+    for number in order[: max(int(labels), 1)]:
+        entry = {
+            "raw": str(folder / f"image_{number:02}.png"),
+            "labels": str(folder / f"label_{number:02}.png"),
+        }
+        if labels < 1:
+            height, width = imageio.imread(entry["raw"]).shape
+            entry["region"] = {"y": [0, height // 2], "x": [0, width // 2]}
+        entries.append(entry)
+    values = common(options.folder / name / f"{arm}_{seed}_{labels}", seed, options, entries)
+    if weights is None:
+        values["method"] = "supervised"
+        values["data"]["normalize"] = "percentile"
+    else:
+        values["region_contrast"] = {"stage": "finetune"}
+        values["network"]["weights"] = weights
+    values["train"] |= {"steps": options.steps, "augment": {"gamma": 0.3}}
+    run = train(parse_config(values, arm), resume=True, quiet=options.quiet)
+    return [dice(run, folder, number) for number in tests]
+
+
+def dice(run: RunFolder, folder, number):
+    config = load_config(run.file("config.yaml"))
+    volume = open_volume(str(folder / f"image_{number:02}.png"))
+    device = torch.device("cpu")
+    network = trained_network(config, run.load_for_prediction("newest"), [volume], device)
+    predict = predictor(network, volume, config, device)
+    mask = np.zeros(volume.shape, bool)
+    for start, stop, values in predict_blocks(
+        volume, predict, tiling_of(config, predict, volume, device), classes=1
+    ):
+        mask[tuple(map(slice, start, stop))] = values[0].numpy() >= config.predict.threshold
+    return count_confusion(mask, imageio.imread(folder / f"label_{number:02}.png")[None] > 0).dice
+
+
+def run_set(name, options):
+    done = {(row["data"], row["arm"], row["labels"], row["seed"]) for row in read(options.results)}
+    for seed in options.seeds:
+        for arm in options.arms:
+            missing = [n for n in LABELS if (name, arm, str(n), str(seed)) not in done]
+            if not missing:
+                continue
+            weights, pretrain_seconds, stated = pretrained(name, arm, seed, options)
+            for labels in missing:
+                began = time.perf_counter()
+                scores = finetuned(name, arm, seed, labels, weights, options)
+                row = {
+                    "data": name,
+                    "arm": arm,
+                    "labels": labels,
+                    "seed": seed,
+                    "dice": round(float(np.mean(scores)), 4),
+                    "deviation": round(float(np.std(scores)), 4),
+                    "pretrain_seconds": round(pretrain_seconds),
+                    "seconds": round(time.perf_counter() - began),
+                    "alive": stated.get("alive") or "",
+                    "cosine": "" if stated.get("cosine") is None else round(stated["cosine"], 3),
+                    "pretrain_steps": options.pretrain_steps if weights else 0,
+                    "steps": options.steps,
+                    "width": options.width,
+                    "commit": commit(),
+                }
+                add(options.results, row, COLUMNS)
+                print(row, flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("run", "show"))
+    parser.add_argument("--data", nargs="+", choices=SETS, default=[*SETS])
+    parser.add_argument("--root", type=Path, help="the folder of the sets")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=[*ARMS])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--pretrain-steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=120, help="of training with labels (%(default)s)")
+    parser.add_argument("--width", type=int, default=8, help="of the U-Net, of four levels (%(default)s)")
+    parser.add_argument("--patch", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--threads", type=int, help="of torch, by default all cores")
+    parser.add_argument("--quiet", action="store_true")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("build/experiments/region_contrast"), help="(%(default)s)"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="(%(default)s)")
+    options = parser.parse_args()
+    if options.what == "show":
+        from region_contrast_report import plot, table
+
+        print(table(read(options.results)))
+        print(plot(read(options.results), options.results.with_suffix(".png")))
+        return
+    if options.root is None:
+        parser.error("run needs --root, the folder of the sets")
+    options.root, options.folder = options.root.resolve(), options.folder.resolve()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    for name in options.data:
+        run_set(name, options)
+
+
+if __name__ == "__main__":
+    main()
