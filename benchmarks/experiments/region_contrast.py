@@ -4,13 +4,14 @@
     python benchmarks/experiments/region_contrast.py run --data kidney vnc --root FOLDER
     python benchmarks/experiments/region_contrast.py show
 
-FOLDER holds em_kidney_gbm/ (photo<N>_image.png, photo<N>_gbm.png, six photos) and em_vnc/ (stack1_z00-14.h5 with raw and
-membrane, stack2_unlabelled.h5). The kidney's photos are reduced 4 times, the slices of em_vnc 2 times, by averaging.
+FOLDER holds em_kidney_gbm/ (photo<N>_image.png, photo<N>_gbm.png, six photos) and em_vnc/ (stack1_z00-14.h5 with raw
+and membrane, stack2_unlabelled.h5). The kidney's photos are reduced 4 times, slices of em_vnc 2 times, by averaging.
 
-Pretraining sees all photos, or all slices of both stacks, without labels. Training then sees a quarter, one or four
-labelled photos or slices, another choice for each seed, and is tested on two photos, or five slices, that no training
-of that seed saw labels of. Arms: none (random weights), masked (hidden blocks restored), images (views told apart),
-grey, semantic, both (the two losses of regions). All arms have the same network, steps, batches and patches.
+Pretraining sees all photos, or all slices of both stacks, without labels. Training then sees a quarter of a labelled
+photo, one or four; or a sixteenth of a slice, a quarter or all of it: other ones for each seed. It is tested on two
+photos, or five slices, that no training of that seed saw labels of. Arms: none (random weights), masked (hidden blocks
+restored), images (views of whole patches told apart), grey, semantic, both (the two losses of regions). All arms have
+the same network, steps, batches and patches.
 """
 
 import argparse
@@ -54,7 +55,6 @@ ARMS = {
     "semantic": {"grey_weight": 0.0},
     "both": {},
 }
-LABELS = (0.25, 1, 4)
 
 
 def reduced(image, times):
@@ -87,14 +87,20 @@ def prepare_vnc(source, folder):
                 number += 1
 
 
-# How to prepare a set, and for a seed the numbers of its labelled images, in the order they are used, and of those to
-# test on. Labelled slices of em_vnc are at least two from those tested on.
+def kidney_split(seed):
+    """Numbers of the images to label, in the order they are used, and to test on."""
+    return [(i + 2 * seed) % 6 for i in range(4)], [(4 + 2 * seed) % 6, (5 + 2 * seed) % 6]
+
+
+def vnc_split(seed):
+    """The slice to label is at least two away from those tested on."""
+    return [3 * seed], [10, 11, 12, 13, 14]
+
+
+# How to prepare a set, how to split it, and how many labelled images there are.
 SETS = {
-    "kidney": (
-        prepare_kidney,
-        lambda seed: ([(i + 2 * seed) % 6 for i in range(4)], [(4 + 2 * seed) % 6, (5 + 2 * seed) % 6]),
-    ),
-    "vnc": (prepare_vnc, lambda seed: ([(3 * seed + 2 * i) % 9 for i in range(4)], [10, 11, 12, 13, 14])),
+    "kidney": (prepare_kidney, kidney_split, (0.25, 1, 4)),
+    "vnc": (prepare_vnc, vnc_split, (0.0625, 0.25, 1)),
 }
 
 
@@ -146,8 +152,8 @@ def finetuned(name, arm, seed, labels, weights, options):
             "labels": str(folder / f"label_{number:02}.png"),
         }
         if labels < 1:
-            height, width = imageio.imread(entry["raw"]).shape
-            entry["region"] = {"y": [0, height // 2], "x": [0, width // 2]}
+            height, width = (round(n * labels**0.5) for n in imageio.imread(entry["raw"]).shape)
+            entry["region"] = {"y": [0, height], "x": [0, width]}
         entries.append(entry)
     values = common(options.folder / name / f"{arm}_{seed}_{labels}", seed, options, entries)
     if weights is None:
@@ -156,7 +162,8 @@ def finetuned(name, arm, seed, labels, weights, options):
     else:
         values["region_contrast"] = {"stage": "finetune"}
         values["network"]["weights"] = weights
-    values["train"] |= {"steps": options.steps, "augment": {"gamma": 0.3}}
+    values["train"] |= {"steps": options.steps, "batch": options.batch // 2, "augment": {"gamma": 0.3}}
+    values["loss"] = {"pos_weight": [options.pos_weight]}
     run = train(parse_config(values, arm), resume=True, quiet=options.quiet)
     return [dice(run, folder, number) for number in tests]
 
@@ -179,7 +186,7 @@ def run_set(name, options):
     done = {(row["data"], row["arm"], row["labels"], row["seed"]) for row in read(options.results)}
     for seed in options.seeds:
         for arm in options.arms:
-            missing = [n for n in LABELS if (name, arm, str(n), str(seed)) not in done]
+            missing = [n for n in SETS[name][2] if (name, arm, str(n), str(seed)) not in done]
             if not missing:
                 continue
             weights, pretrain_seconds, stated = pretrained(name, arm, seed, options)
@@ -214,10 +221,13 @@ def main():
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=[*ARMS])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--pretrain-steps", type=int, default=400)
-    parser.add_argument("--steps", type=int, default=120, help="of training with labels (%(default)s)")
+    parser.add_argument("--steps", type=int, default=400, help="of training with labels (%(default)s)")
+    parser.add_argument("--pos-weight", type=float, default=3.0, help="of the foreground (%(default)s)")
     parser.add_argument("--width", type=int, default=8, help="of the U-Net, of four levels (%(default)s)")
-    parser.add_argument("--patch", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--patch", type=int, default=96)
+    parser.add_argument(
+        "--batch", type=int, default=8, help="of pretraining, twice that of training with labels"
+    )
     parser.add_argument("--threads", type=int, help="of torch, by default all cores")
     parser.add_argument("--quiet", action="store_true")
     parser.add_argument(
