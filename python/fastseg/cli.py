@@ -68,8 +68,9 @@ def train(
     """Train; checkpoints, log and curves go to the config's output folder."""
     from fastseg.methods.registry import train as run_training
 
-    run = run_training(_load(config, overrides), resume=resume)
-    if os.environ.get("RANK", "0") == "0":
+    settings = _load(config, overrides)
+    run = run_training(settings, resume=resume)
+    if settings.segments and os.environ.get("RANK", "0") == "0":
         print(f"trained: fastseg predict {run.path}, then fastseg evaluate {run.path}")
 
 

@@ -57,6 +57,16 @@ def test_what_views_share_is_the_same_places(patch: tuple, margin: tuple, symmet
     assert len(shifted) > 1 or margin == (0, 0, 0)
 
 
+def test_gradients_come_back_through_what_is_shared() -> None:
+    first, second = draw_views(batch_of(1, range(3), (1, 8, 8), (0, 2, 2)), Augmentation(), (1, 8, 8), 0)
+    for view in (first, second):
+        features = torch.randn(3, 2, 1, 8, 8, requires_grad=True)
+        shared = view.shared(features)
+        shared.sum().backward()
+        assert features.grad is not None
+        assert features.grad.sum() == shared.numel()
+
+
 def test_views_differ_and_samples_too() -> None:
     batch = batch_of(0, range(4), (1, 16, 16), (0, 2, 2))
     first, second = draw_views(batch, Augmentation(), (1, 16, 16), 0)

@@ -109,6 +109,7 @@ MISTAKES = {
     "train.steps": "override 'train.steps' must look like key.name=value",
     "loss.pos_weight=[1, 2]": "loss.pos_weight must have 1 values, one per class",
     "data.sampling={uniform: 0, labelled: 0, foreground: 0}": "data.sampling: at least one share must be positive",
+    "data.patch=[8, 8, 8]": r"data.patch \[8, 8, 8\] must be larger than \[8, 8, 8\]",
     "method=magic": "method: input should be 'supervised', 'sparse_2d3d', 'patch_contrast' or 'region_contrast', "
     "got 'magic'",
     "sparse_2d3d.steps=5": "sparse_2d3d is a section of method sparse_2d3d, the method is supervised",

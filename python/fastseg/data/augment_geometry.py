@@ -118,14 +118,15 @@ def turn(tensor: Tensor, moves: Sequence[Move], patch: Box) -> Tensor:
 
 def _turned_samples(tensor: Tensor, rows: Sequence[int], moves: Sequence[Move], patch: Box) -> list[Tensor]:
     samples = centre(tensor, patch)
-    samples = samples.view(_MOVED_AS.get(samples.dtype, samples.dtype))
-    return [
-        samples[row]
-        .permute(0, *(a + 1 for a in m.order))
-        .flip([a + 1 for a in range(3) if m.flips[a]])
-        .view(tensor.dtype)
+    moved_as = _MOVED_AS.get(tensor.dtype)
+    if moved_as is not None:
+        samples = samples.view(moved_as)
+    turned = [
+        samples[row].permute(0, *(a + 1 for a in m.order)).flip([a + 1 for a in range(3) if m.flips[a]])
         for row, m in zip(rows, moves, strict=True)
     ]
+    # A view of another dtype has no gradient: only where one is needed.
+    return turned if moved_as is None else [sample.view(tensor.dtype) for sample in turned]
 
 
 def _resample(

@@ -69,7 +69,7 @@ def prepare(
 
 def build_network(config: Config, channels: int) -> nn.Module:
     """The network of a run that segments; InputError for the first stage's, which does not."""
-    if config.region_contrast.stage == "pretrain":
+    if not config.segments:
         raise InputError(
             f"{config.output} is a pretraining, which segments nothing: train with region_contrast.stage=finetune and "
             "network.weights naming it"

@@ -192,6 +192,11 @@ class Config(Section):
                 raise ValueError(
                     f"{key} {box} must be a multiple of {divisor}, the product of network.pooling"
                 )
+            if box == divisor and self.network.norm == "instance" and max(divisor) > 1:
+                raise ValueError(
+                    f"{key} {box} must be larger than {divisor}, the product of network.pooling: of a single voxel "
+                    "network.norm instance leaves nothing"
+                )
         self.predict.morphology_steps(dims, self.slice_axis)
         channels = len(self.data.classes or [1])
         if self.loss.pos_weight is not None and len(self.loss.pos_weight) != channels:
@@ -199,6 +204,11 @@ class Config(Section):
         if self.train.stop is not None and not self.data.validation:
             raise ValueError("train.stop needs data.validation, the volumes to judge by")
         return self
+
+    @property
+    def segments(self) -> bool:
+        """Whether the run's network segments; that of a pretraining does not."""
+        return self.method != "region_contrast" or self.region_contrast.stage != "pretrain"
 
     @property
     def patch(self) -> Box:
