@@ -22,6 +22,7 @@ from fastseg.data.resident import ResidentLoader, choose_loader
 from fastseg.methods.inference import predictor, tiling_of
 from fastseg.methods.networks import build_network
 from fastseg.methods.runs import require_fresh_or_same
+from fastseg.methods.stopping import morphology_chooser
 from fastseg.methods.validation import Validation
 from fastseg.nn import MaskedWeightedBCE
 from fastseg.train.checkpoint import RunFolder, write_atomically
@@ -138,7 +139,9 @@ def train_with(
                     print(describe(volume, index))
             write_atomically(run.file("config.yaml"), dump_config(config).encode())
         extra = {"config": config.model_dump(mode="json"), "channels": volumes[0].raw.channels}
-        fit(task, config.train, run, ranks, resume=resume, extra=extra, seed=config.seed, quiet=quiet)
+        options = {"resume": resume, "extra": extra, "seed": config.seed, "quiet": quiet}
+        chooser = morphology_chooser(config, volumes, task.network, ranks, run)
+        fit(task, config.train, run, ranks, chooser=chooser, **options)
     return run
 
 
