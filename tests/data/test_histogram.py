@@ -65,12 +65,12 @@ def test_it_is_monotone_keeps_zeros_and_gives_back_itself(tmp_path: Path, dtype:
 
 def test_zeros_are_as_many_as_the_next_two_levels_foretell() -> None:
     levels = np.arange(4.0)
-    # Of 100 zeros max(0, 2 * 3 - 2) = 4 are believed, of the target's 50 none, as 2 * 1 - 5 < 0.
+    # Of 100 zeros max(0, 2 * 3 - 2) = 4 are believed, of the target's 50 none, as 2 * 1 - 7 < 0.
     lookup = match_histograms(
-        Histogram(levels, np.array([100, 3, 2, 1])), Histogram(levels, np.array([50, 1, 5, 4]))
+        Histogram(levels, np.array([100, 3, 2, 1])), Histogram(levels, np.array([50, 1, 7, 4]))
     )
     quantiles = np.cumsum([4, 3, 2, 1]) / 10
-    assert lookup.matched.tolist() == np.interp(quantiles, np.cumsum([1, 5, 4]) / 10, [1, 2, 3]).tolist()
+    assert lookup.matched.tolist() == np.interp(quantiles, np.cumsum([1, 7, 4]) / 12, [1, 2, 3]).tolist()
     assert lookup(np.array([0, 3], "u1")).tolist() == [0, 3]
 
 
