@@ -17,8 +17,18 @@ import pytest
 # where nothing can be installed. Everywhere else an absent package is a failure.
 SKIP_MISSING = "--skip-missing" in sys.argv
 OPTIONAL = (
-    *("google_crc32c", "h5py", "hdf5plugin", "imagecodecs", "imageio", "matplotlib", "numcodecs", "pydantic"),
-    *("rich", "tensorboard", "tensorstore", "tifffile", "typer", "yaml", "zarr"),
+    *(
+        "cc3d",
+        "google_crc32c",
+        "h5py",
+        "hdf5plugin",
+        "imagecodecs",
+        "imageio",
+        "matplotlib",
+        "numcodecs",
+        "pydantic",
+    ),
+    *("rich", "skimage", "tensorboard", "tensorstore", "tifffile", "typer", "yaml", "zarr"),
 )
 
 if SKIP_MISSING and importlib.util.find_spec("hypothesis") is None:

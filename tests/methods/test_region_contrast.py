@@ -252,6 +252,7 @@ def test_labels_change_nothing_that_is_learnt(scene: Path) -> None:
     [
         (("data.normalize=zscore",), "data.normalize must be range or percentile, got zscore"),
         (("train.augment.rotate=10",), "rotate, tilt, scale and elastic of train.augment must be 0"),
+        (("train.stop=morphology", "data.target=[{raw: images/0.png}]"), "which a pretraining does not make"),
         (("region_contrast.shift=16",), "less than half of data.patch"),
         (("region_contrast.shift=[1, 2, 3]",), "one number or 2, one per axis of data.patch"),
         (("network.kind=fcnn",), "network.kind must be unet or resnet50, got fcnn"),

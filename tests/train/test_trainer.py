@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fastseg.errors import InputError, Interrupted
-from fastseg.train.best import Best
+from fastseg.train.best import Best, Chooser
 from fastseg.train.checkpoint import RunFolder, load_checkpoint
 from fastseg.train.config import TrainConfig
 from fastseg.train.log import TrainingLog
@@ -170,6 +170,32 @@ def test_the_best_is_kept_and_training_stops_without_gain(tmp_path: Path) -> Non
     again = Toy()
     train(again, tmp_path, resume=True, validate_every=2, stop={"patience": 3, "gain": 0.05})
     assert again.seen == []
+
+
+def test_a_chooser_decides_in_place_of_validation(tmp_path: Path) -> None:
+    class ByDistance(Chooser):
+        measure, every = "distance", 3
+
+        def __init__(self) -> None:
+            self.values = iter([3.0, 1.0, 2.0, 1.5])
+
+        def measures(self) -> dict[str, float]:
+            assert not task.network.training
+            return {"distance": next(self.values)}
+
+    dice = iter([0.9, 0.1, 0.2])
+    task, run = Toy(measures=lambda: {"dice": next(dice)}), RunFolder(tmp_path)
+    settings = TrainConfig(**(SETTINGS | {"validate_every": 4}))
+    fit(task, settings, run, Ranks(), chooser=ByDistance(), extra={"config": {}}, quiet=True)
+    assert rows(run, "validation.jsonl") == [
+        {"step": 3, "distance": 3.0},
+        {"step": 4, "dice": 0.9},
+        {"step": 6, "distance": 1.0},
+        {"step": 8, "dice": 0.1},
+        {"step": 9, "distance": 2.0},
+        {"step": 12, "dice": 0.2, "distance": 1.5},
+    ]
+    assert load_checkpoint(run.best)["step"] == 6
 
 
 def test_best_of_a_measure_of_which_less_is_better(tmp_path: Path) -> None:

@@ -97,7 +97,11 @@ def _training(config: Config, volumes: list[AnnotatedVolume], task: Any, ranks: 
         f"steps: {train.steps}, a checkpoint every {train.checkpoint_every}; may run in "
         f"{' or '.join(map(str, shares))} processes",
     ]
-    if config.data.validation:
+    if train.stop is not None and train.stop.rule == "morphology":
+        lines.append(
+            f"best checkpoint: by {train.stop.property} in data.target, every {train.stop.every} epochs"
+        )
+    elif config.data.validation:
         stop = f"; ends after {train.stop.patience} without gain" if train.stop else ""
         lines.append(f"best checkpoint: by {train.measure} in validation{stop}")
     if train.ema is not None:

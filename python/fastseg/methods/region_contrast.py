@@ -209,6 +209,10 @@ def _check(config: Config) -> None:
             "region_contrast compares grey levels from 0, black, to 1, white: data.normalize must be range or "
             f"percentile, got {config.data.normalize}"
         )
+    if config.train.stop is not None and config.train.stop.rule == "morphology":
+        raise InputError(
+            "train.stop: morphology chooses between segmentations, which a pretraining does not make"
+        )
     settings, batch, pretext = config.region_contrast, config.train.batch, config.region_contrast.pretext
     if batch < 2 and not settings.memory and pretext == "images":
         raise InputError(

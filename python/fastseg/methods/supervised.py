@@ -23,6 +23,7 @@ from fastseg.data.volumes import Box
 from fastseg.methods.inference import predictor, tiling_of
 from fastseg.methods.networks import build_network
 from fastseg.methods.runs import require_fresh_or_same
+from fastseg.methods.stopping import morphology_chooser
 from fastseg.methods.validation import Validation
 from fastseg.methods.weights import load_weights
 from fastseg.nn import MaskedWeightedBCE
@@ -149,7 +150,9 @@ def train_with(
             if ranks.first and not quiet:
                 print(loaded.describe(), flush=True)
         extra = {"config": config.model_dump(mode="json"), "channels": volumes[0].raw.channels}
-        fit(task, config.train, run, ranks, resume=resume, extra=extra, seed=config.seed, quiet=quiet)
+        options = {"resume": resume, "extra": extra, "seed": config.seed, "quiet": quiet}
+        chooser = morphology_chooser(config, volumes, task.network, ranks, run)
+        fit(task, config.train, run, ranks, chooser=chooser, **options)
     return run
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastseg.data.annotations import LABELLED, AnnotatedVolume
+from fastseg.data.volumes import Box
 from fastseg.metrics import Confusion, count_confusion
 from fastseg.predict import CHUNK, Grid, Network, Tiling, predict_blocks
 from fastseg.train.ranks import Ranks
@@ -37,11 +38,7 @@ class Validation:
     ) -> None:
         self.volumes, self.probabilities, self.ranks = volumes, probabilities, ranks
         self.threshold = threshold
-        # Blocks small enough that there is one for every process.
-        self.tilings = [
-            replace(t, block_voxels=min(t.block_voxels, -(-math.prod(v.shape) // ranks.count)))
-            for t, v in zip(tilings, volumes, strict=True)
-        ]
+        self.tilings = [shared_out(t, v.shape, ranks.count) for t, v in zip(tilings, volumes, strict=True)]
 
     def measure(self) -> dict[str, float]:
         """``dice``, the mean over classes of 2 TP / (2 TP + FP + FN) over all volumes, and ``loss``, the mean binary
@@ -70,6 +67,11 @@ class Validation:
         of_all = self.ranks.sum(torch.tensor([loss, voxels], dtype=torch.float64))
         dice = float(np.mean([Confusion(*row).dice for row in table.tolist()]))
         return {"dice": dice, "loss": float(of_all[0] / of_all[1].clamp(min=1))}
+
+
+def shared_out(tiling: Tiling, shape: Box, count: int) -> Tiling:
+    """The tiling in blocks small enough that there is one for each of ``count`` processes."""
+    return replace(tiling, block_voxels=min(tiling.block_voxels, -(-math.prod(shape) // count)))
 
 
 def _loss_sum(predicted: Tensor, target: np.ndarray, labelled: np.ndarray) -> float:

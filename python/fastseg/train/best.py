@@ -1,10 +1,27 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which validation was the best, and whether it still pays to go on."""
+"""Which checkpoint is the best, what says so, and whether it still pays to go on."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
+
+
+class Chooser:
+    """What says which checkpoint is the best, in place of ``train.measure`` in validation; see ``fit``.
+
+    ``measure`` names the one among the measures that decides, ``lower_is_better`` its direction, and ``every`` how many
+    steps lie between two looks.
+    """
+
+    measure: str
+    lower_is_better: bool = True
+    every: int
+
+    def measures(self) -> dict[str, float]:
+        """Measures of the network as it stands, in evaluation mode and with averaged weights if there are any; the
+        same on every process."""
+        raise NotImplementedError
 
 
 @dataclass

@@ -17,6 +17,7 @@ from fastseg.train.predict_config import PredictConfig
 from fastseg.train.region_contrast_config import REGION_CONTRAST_DEFAULTS, RegionContrastConfig
 from fastseg.train.section import Axis, NotNegative, Positive, Section, Share
 from fastseg.train.sparse_2d3d_config import Sparse2d3dConfig
+from fastseg.train.stop_config import StopConfig
 
 Range = tuple[Annotated[int, Field(ge=0)], Positive]
 
@@ -72,6 +73,9 @@ class DataConfig(Section):
     train: list[VolumeConfig] = Field(min_length=1)
     validation: list[VolumeConfig] = Field([])
     test: list[VolumeConfig] = Field([])
+    target: list[VolumeConfig] = Field(
+        []
+    )  # of the domain to segment; labels are reported on and decide nothing
     patch: list[Positive]
     slice_axis: Axis = "z"  # across the slices that a 2D network sees
     classes: list[int] | None = None
@@ -120,13 +124,6 @@ class LossConfig(Section):
         first, last = (share * steps for share in self.pseudo_ramp)
         risen = (step - first) / (last - first) if last > first else float(step >= first)
         return self.pseudo_weight * min(max(risen, 0.0), 1.0)
-
-
-class StopConfig(Section):
-    """When training ends early: after ``patience`` validations that did not gain more than ``gain``."""
-
-    patience: Positive
-    gain: NotNegative = 0.0
 
 
 class TrainConfig(Section):
@@ -201,8 +198,14 @@ class Config(Section):
         channels = len(self.data.classes or [1])
         if self.loss.pos_weight is not None and len(self.loss.pos_weight) != channels:
             raise ValueError(f"loss.pos_weight must have {channels} values, one per class")
-        if self.train.stop is not None and not self.data.validation:
-            raise ValueError("train.stop needs data.validation, the volumes to judge by")
+        if self.train.stop is not None:
+            part = "target" if self.train.stop.rule == "morphology" else "validation"
+            if not getattr(self.data, part):
+                raise ValueError(f"train.stop needs data.{part}, the volumes to judge by")
+            if part == "target" and self.method == "patch_contrast":
+                raise ValueError(
+                    "train.stop: morphology compares with labels, and patch_contrast learns none"
+                )
         return self
 
     @property

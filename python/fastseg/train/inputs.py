@@ -41,6 +41,13 @@ def open_validation(config: Config, training: Volume) -> list[AnnotatedVolume]:
     return volumes
 
 
+def open_target(config: Config, training: Volume) -> list[AnnotatedVolume]:
+    """The volumes of the domain to segment, cropped, with labels or without; InputError as for validation."""
+    volumes = [open_annotated(entry, config.data) for entry in config.data.target]
+    _require_channels(volumes, training, "target")
+    return volumes
+
+
 def _open_labelled(entries: Sequence[VolumeConfig], data: DataConfig, what: str) -> list[AnnotatedVolume]:
     volumes = [open_annotated(entry, data) for entry in entries]
     for entry in entries:
@@ -59,7 +66,7 @@ def _require_channels(volumes: Sequence[AnnotatedVolume], first: Volume, what: s
 
 
 def open_annotated(entry: VolumeConfig, data: DataConfig) -> AnnotatedVolume:
-    """One entry of data.train or data.test, cropped to its region."""
+    """One entry of data.train, validation, test or target, cropped to its region."""
     raw = _open(entry.raw, data, entry.axes)
     labels = _open(entry.labels, data) if entry.labels else None
     mask = _open(entry.mask, data) if entry.mask else None
@@ -85,7 +92,7 @@ def each_image(config: Config) -> Config:
     each is scaled by itself. Their labels, of a folder or a pattern too, go by order and must be as many."""
     changed = {
         name: [single for entry in getattr(config.data, name) for single in _singles(entry, config.data)]
-        for name in ("train", "validation", "test")
+        for name in ("train", "validation", "test", "target")
     }
     return config.model_copy(update={"data": config.data.model_copy(update=changed)})
 

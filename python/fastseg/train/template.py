@@ -32,6 +32,7 @@ data:
     - raw: brain.h5:/raw
       labels: brain.h5:/labels
       region: {z: [100, 128]}
+  target: []                # of another domain to segment, unlabelled: what train.stop: morphology looks at
   patch: [16, 96, 96]       # z, y, x for a 3D network; [256, 256] makes it a 2D one
   slice_axis: z             # across the slices that a 2D network sees
   classes: null             # null: label != 0; or ids, as in [1, 2], for one channel each
@@ -125,7 +126,8 @@ train:
   checkpoint_every: 500
   validate_every: 500       # steps between predictions of data.validation
   measure: dice             # what the best checkpoint is best in; or loss
-  stop: null                # as in {patience: 5, gain: 0.001}: end after 5 validations that gained no more
+  stop: null                # as in {patience: 5, gain: 0.001}: end after 5 validations that gained no more; or
+                            # morphology: without labels of data.target, see docs/stopping.md
   augment:                  # augment: none, or enabled: false, for none at all; each kind is off at 0
     enabled: true
     symmetry: plane         # flips and right angles in y, x; volume: in all axes; none

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastseg.errors import InputError, Interrupted
 from fastseg.nets.batch_norm import synchronise_batch_norm
 from fastseg.train.average import WeightAverage
-from fastseg.train.best import Best
+from fastseg.train.best import Best, Chooser
 from fastseg.train.checkpoint import RunFolder, load_checkpoint
 from fastseg.train.config import TrainConfig
 from fastseg.train.interruption import StopRequest, listening
@@ -43,12 +43,16 @@ def fit(
     run: RunFolder,
     ranks: Ranks,
     *,
+    chooser: Chooser | None = None,
     resume: bool = False,
     extra: dict[str, Any] | None = None,
     seed: int = 0,
     quiet: bool = False,
 ) -> None:
     """Train ``task.network`` for ``settings.steps`` steps, or until validation brings no more gain.
+
+    chooser: what says which checkpoint is the best, and when there is no more gain, instead of validation, which then
+    is for the record alone.
 
     Every process of ``ranks`` calls this with its own task; the first one writes. ``extra`` is kept in every
     checkpoint, ``seed`` seeds the global random generators, of each process differently. With ``resume`` all
@@ -59,7 +63,7 @@ def fit(
     Raises Interrupted, on all processes at the same step and after a checkpoint, when one of them gets SIGTERM or
     SIGUSR1, and InputError when the loss is no longer finite.
     """
-    training = _Training(task, settings, run, ranks, extra or {}, quiet)
+    training = _Training(task, settings, run, ranks, chooser, extra or {}, quiet)
     training.begin(resume, seed)
     with warnings.catch_warnings():
         for message in _KNOWN:
@@ -74,10 +78,12 @@ class _Training:
         settings: TrainConfig,
         run: RunFolder,
         ranks: Ranks,
+        chooser: Chooser | None,
         extra: dict[str, Any],
         quiet: bool,
     ) -> None:
         self.task, self.settings, self.run, self.ranks, self.extra = task, settings, run, ranks, extra
+        self.chooser = chooser
         self.quiet, self.first, self.network = quiet, 0, task.network
         if ranks.count > 1:
             synchronise_batch_norm(self.network, ranks.device)
@@ -88,7 +94,9 @@ class _Training:
         self.stepper = Stepper(task.updates(settings), settings, ranks)
         self.average = WeightAverage(self.network, settings.ema) if settings.ema is not None else None
         gain = settings.stop.gain if settings.stop is not None else 0.0
-        self.best = Best(lower=settings.measure in task.lower_is_better, gain=gain)
+        self.measure = chooser.measure if chooser is not None else settings.measure
+        lower = chooser.lower_is_better if chooser is not None else self.measure in task.lower_is_better
+        self.best = Best(lower=lower, gain=gain)
         self.waiting: list[tuple[int, dict[str, Tensor | float]]] = []
 
     def begin(self, resume: bool, seed: int) -> None:
@@ -137,11 +145,12 @@ class _Training:
             last = self.task.finished(done) or done == settings.steps
             asked = self.ranks.any(request.name is not None)
             validating = last or done % settings.validate_every == 0
+            choosing = self.chooser is not None and (last or done % self.chooser.every == 0)
             saving = last or asked or done % settings.checkpoint_every == 0
-            if validating or saving or len(self.waiting) == _STEPS_BETWEEN_READBACKS:
+            if validating or choosing or saving or len(self.waiting) == _STEPS_BETWEEN_READBACKS:
                 self._read_back()
-            if validating:
-                self._validate(done)
+            if validating or choosing:
+                self._validate(done, validating, choosing)
             ended = last or self._gains_nothing()
             if saving or ended:
                 self._checkpoint(done)
@@ -175,18 +184,18 @@ class _Training:
             )
         self.progress.show(steps[-1] + 1, rows[-1]["loss"])
 
-    def _validate(self, done: int) -> None:
+    def _validate(self, done: int, validating: bool, choosing: bool) -> None:
         self.network.eval()
         with self.average.in_place() if self.average is not None else contextlib.nullcontext():
-            measures = self.task.validate()
+            measures = self.task.validate() if validating else {}
+            if self.chooser is not None and choosing:
+                measures = {**measures, **self.chooser.measures()}
         self.network.train()
         if not measures:
             return
-        if self.settings.measure not in measures:
-            raise InputError(
-                f"train.measure must be one of {', '.join(measures)}, got {self.settings.measure!r}"
-            )
-        is_best = self.best.take(measures[self.settings.measure], done)
+        if self.chooser is None and self.measure not in measures:
+            raise InputError(f"train.measure must be one of {', '.join(measures)}, got {self.measure!r}")
+        is_best = self.measure in measures and self.best.take(measures[self.measure], done)
         if self.log is not None:
             self.log.write_validation({"step": done, **measures})
             if is_best:
@@ -198,7 +207,7 @@ class _Training:
 
     def _gains_nothing(self) -> bool:
         stop = self.settings.stop
-        return stop is not None and self.best.without_gain >= stop.patience
+        return stop is not None and stop.patience is not None and self.best.without_gain >= stop.patience
 
     def _checkpoint(self, done: int) -> None:
         randomness = self.ranks.gather(random_states(self.ranks.device))
