@@ -3,6 +3,17 @@
 
 from importlib.metadata import version as _version
 
+try:
+    import torch as _torch  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise  # torch is there, and lacks something itself
+    raise ModuleNotFoundError(
+        "fastseg needs torch >= 2.11, which is not installed here: install the build for your machine, such as "
+        "pip install torch (see pytorch.org/get-started)",
+        name="torch",
+    ) from None
+
 from fastseg import nn
 from fastseg._C import build_info
 
