@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The masked weighted BCE as a loss module."""
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +16,8 @@ class MaskedWeightedBCE(nn.Module):
     across_ranks: the batch is shared out over the processes of torch.distributed, and the mean is over all of
     it; needs reduction="mean". See `fastseg.masked_weighted_bce_across_ranks`.
     """
+
+    pos_weight: Tensor | None
 
     def __init__(
         self,
@@ -40,16 +44,20 @@ class MaskedWeightedBCE(nn.Module):
     def forward(
         self, logits: Tensor, target: Tensor, mask: Tensor | None = None, weight: Tensor | None = None
     ) -> Tensor:
-        options = {
-            "pseudo_weight": self.pseudo_weight,
-            "weight": weight,
-            "pos_weight": self.pos_weight,
-            "normalize": self.normalize,
-            "impl": self.impl,
-        }
         if self.across_ranks:
-            return masked_weighted_bce_across_ranks(logits, target, mask, **options)
-        return masked_weighted_bce(logits, target, mask, reduction=self.reduction, **options)
+            loss = masked_weighted_bce_across_ranks
+        else:
+            loss = functools.partial(masked_weighted_bce, reduction=self.reduction)
+        return loss(
+            logits,
+            target,
+            mask,
+            pseudo_weight=self.pseudo_weight,
+            weight=weight,
+            pos_weight=self.pos_weight,
+            normalize=self.normalize,
+            impl=self.impl,
+        )
 
     def extra_repr(self) -> str:
         options = ("pseudo_weight", "normalize", "reduction", "impl", "across_ranks")

@@ -116,16 +116,21 @@ class PatchContrast(nn.Module):
         of_anchor = channel.repeat_interleave(self.anchors)
         anchor_ids = torch.where(exists, of_anchor, -1)
         anchors, bank = self._as_pairs(rows.index_select(0, chosen), rows)
-        options = {
-            "temperature": 1.0,
-            "similarity": "neg_mse" if self.similarity == "neg_mse" else "dot",
-            "denominator": "negatives",
-            "impl": self.impl,
-        }
 
-        def summed(bank_ids: Tensor, **groups: Tensor) -> Tensor:
+        def summed(
+            bank_ids: Tensor, anchor_groups: Tensor | None = None, bank_groups: Tensor | None = None
+        ) -> Tensor:
             found = region_contrast_rows(
-                anchors, bank, anchor_ids=anchor_ids, bank_ids=bank_ids, **groups, **options
+                anchors,
+                bank,
+                anchor_ids=anchor_ids,
+                bank_ids=bank_ids,
+                anchor_groups=anchor_groups,
+                bank_groups=bank_groups,
+                temperature=1.0,
+                similarity="neg_mse" if self.similarity == "neg_mse" else "dot",
+                denominator="negatives",
+                impl=self.impl,
             )
             each = (found.loss * found.positives).view(channels, self.anchors)
             return each.sum(1) / (self.anchors**2 * images)

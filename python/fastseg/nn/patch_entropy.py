@@ -67,6 +67,6 @@ class PatchSampler(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        options = ("patch_size", "stride", "n", "mode", "from_logits", "min_valid", "strategy")
-        options += ("replacement", "floor", "threshold", "impl")
+        options = ["patch_size", "stride", "n", "mode", "from_logits", "min_valid", "strategy"]
+        options += ["replacement", "floor", "threshold", "impl"]
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in options)

@@ -6,11 +6,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fastseg.ops import region_contrast
+from fastseg.ops.region_contrast import region_contrast
 
 
 class RegionContrast(nn.Module):
     """`fastseg.region_contrast` with its options fixed; with learn_temperature its logarithm is a parameter."""
+
+    log_temperature: nn.Parameter | None
 
     def __init__(
         self,

@@ -32,8 +32,14 @@ class SoftRegionPool(nn.Module):
         self.impl = impl
 
     def forward(self, features: Tensor, assignment: Tensor, grey: Tensor | None = None) -> SoftRegions:
-        options = {"from_logits": self.from_logits, "variance": self.variance, "impl": self.impl}
-        return soft_region_pool(features, assignment, grey=grey, **options)
+        return soft_region_pool(
+            features,
+            assignment,
+            grey=grey,
+            from_logits=self.from_logits,
+            variance=self.variance,
+            impl=self.impl,
+        )
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in ("from_logits", "variance", "impl"))

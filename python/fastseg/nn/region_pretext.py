@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Literal, NamedTuple
 
@@ -184,12 +185,12 @@ class RegionPretext(nn.Module):
             raise ValueError(
                 "a view needs an embedding for L_sem and a grey image for L_grey, unless their weight is 0"
             )
-        options = {"from_logits": True, "impl": self.impl}
+        pool = functools.partial(soft_region_pool, from_logits=True, impl=self.impl)
         if embedding is None:
             assert grey is not None
-            found = soft_region_pool(grey, view.regions, variance=True, **options)
+            found = pool(grey, view.regions, variance=True)
             return found.mass, None, found.mean, found.variance
-        found = soft_region_pool(embedding, view.regions, grey=grey, **options)
+        found = pool(embedding, view.regions, grey=grey)
         return found.mass, found.mean, found.grey_mean, found.grey_variance
 
     def _contrast(

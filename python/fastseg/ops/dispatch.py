@@ -10,7 +10,7 @@ from fastseg import _C
 IMPLEMENTATIONS = ("auto", "fused", "reference")
 
 _KERNELS = {op: tuple(devices) for op, devices in _C.build_info()["ops"].items()}
-_warned = set()
+_warned: set[tuple[str, str]] = set()
 
 
 def offer(op: str, device: str) -> None:

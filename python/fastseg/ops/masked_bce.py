@@ -161,7 +161,16 @@ def check_no_grad(impl: str, **tensors: Tensor | None) -> None:
             )
 
 
-def check_arguments(logits, target, mask, weight, pos_weight, pseudo_weight, normalize, reduction) -> None:
+def check_arguments(
+    logits: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    pseudo_weight: float,
+    normalize: str,
+    reduction: str,
+) -> None:
     _check_tensor("logits", logits, _FLOATS, logits)
     if not 3 <= logits.dim() <= 5:
         raise ValueError(f"logits must be (B, C, *S) with 1 to 3 spatial axes, got {tuple(logits.shape)}")

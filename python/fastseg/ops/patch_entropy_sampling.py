@@ -20,9 +20,10 @@ class PatchSamples(NamedTuple):
     """What was drawn for every sample and channel; behind `count` stand -1, -1 and False."""
 
     corners: Tensor  # (B, K, n, d) int64, the first voxel of each window
-    index: Tensor  # (B, K, n) int64, the window's number in *W, last axis fastest
+    # (B, K, n) int64, the window's number in *W, last axis fastest
+    index: Tensor  # type: ignore[assignment]
     parity: Tensor  # (B, K, n) bool, True: positive
-    count: Tensor  # (B, K) int64
+    count: Tensor  # type: ignore[assignment]  # (B, K) int64
 
 
 def sample_patches(
@@ -116,7 +117,7 @@ def sample_patches(
     return PatchSamples(corners, index, parity, count)
 
 
-def _check_options(strategy, floor, threshold) -> None:
+def _check_options(strategy: str, floor: float, threshold: float | None) -> None:
     if strategy not in _STRATEGIES:
         raise ValueError(f"strategy must be one of {', '.join(_STRATEGIES)}, got {strategy!r}")
     if isinstance(floor, bool) or not isinstance(floor, numbers.Real):

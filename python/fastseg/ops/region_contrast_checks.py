@@ -16,17 +16,17 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def check_region_contrast(
-    anchors,
-    bank,
-    anchor_ids,
-    bank_ids,
-    anchor_groups,
-    bank_groups,
-    temperature,
-    self_offset,
-    similarity,
-    denominator,
-    reduction,
+    anchors: Tensor,
+    bank: Tensor | None,
+    anchor_ids: Tensor,
+    bank_ids: Tensor | None,
+    anchor_groups: Tensor | None,
+    bank_groups: Tensor | None,
+    temperature: Tensor | float,
+    self_offset: int | None,
+    similarity: str,
+    denominator: str,
+    reduction: str,
 ) -> None:
     _check_rows("anchors", anchors, "anchor_ids", anchor_ids, "anchor_groups", anchor_groups, anchors)
     if bank is not None:
@@ -64,13 +64,13 @@ def check_region_contrast(
         raise ValueError(f"temperature must be finite and above 0, got {temperature}")
     if self_offset is not None and (isinstance(self_offset, bool) or not isinstance(self_offset, int)):
         raise TypeError(f"self_offset must be an int or None, got {type(self_offset).__name__}")
-    for name, value, names in (
+    for option, chosen, names in (
         ("similarity", similarity, SIMILARITIES),
         ("denominator", denominator, DENOMINATORS),
         ("reduction", reduction, REDUCTIONS),
     ):
-        if value not in names:
-            raise ValueError(f"{name} must be one of {', '.join(names)}, got {value!r}")
+        if chosen not in names:
+            raise ValueError(f"{option} must be one of {', '.join(names)}, got {chosen!r}")
 
 
 def _check_rows(name, rows, ids_name, ids, groups_name, groups, anchors) -> None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """region_contrast over the rows of all processes: anchors stay where they are, the bank is gathered."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -49,7 +51,7 @@ def sharded_region_contrast(
     memory_ids: Tensor | None = None,
     process_group: dist.ProcessGroup | None = None,
     reduction: str = "mean",
-    **options,
+    **options: Any,
 ) -> Tensor:
     """`region_contrast` without a bank over the rows of all processes; each computes the losses of its own rows.
 
@@ -74,9 +76,14 @@ def sharded_region_contrast(
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction must be one of mean, sum, got {reduction!r}")
     if not (dist.is_available() and dist.is_initialized()):
-        rows = {"anchor_ids": anchor_ids, "anchor_groups": anchor_groups}
         return remembering_region_contrast(
-            anchors, **rows, memory=memory, memory_ids=memory_ids, reduction=reduction, **options
+            anchors,
+            anchor_ids=anchor_ids,
+            anchor_groups=anchor_groups,
+            memory=memory,
+            memory_ids=memory_ids,
+            reduction=reduction,
+            **options,
         )
     _check_memory(memory, memory_ids, anchor_groups)
     bank, bank_ids = gather_rows(anchors, process_group), gather_rows(anchor_ids, process_group)
@@ -104,7 +111,7 @@ def remembering_region_contrast(
     anchor_groups: Tensor | None = None,
     memory: Tensor | None = None,
     memory_ids: Tensor | None = None,
-    **options,
+    **options: Any,
 ) -> Tensor:
     """`region_contrast` of rows among themselves and, if given, with a memory, as `sharded_region_contrast` has it;
     of this process alone."""

@@ -22,7 +22,7 @@ _ALL = len(_REDUCE)
 class RegionStats(NamedTuple):
     """Of every region: its number of voxels (B, R), int64, and (B, R, C) statistics of its features."""
 
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody calls here
     mean: Tensor
     variance: Tensor
     minimum: Tensor

@@ -226,7 +226,8 @@ def _second_backward(ctx, *grads):
         for view in views:
             if view is not None and not view.requires_grad:
                 view.requires_grad_()
-        found = _gradient(*views[:3], ctx.from_logits, *views[3:])
+        features, grey, assignment, *tables = views
+        found = _gradient(features, grey, assignment, ctx.from_logits, *tables)
         pairs = [(value, grad) for value, grad in zip(found, grads, strict=True) if grad is not None]
         order = (*views[:5], views[6])
         second = iter(

@@ -63,7 +63,9 @@ def masked_bce_reference(
     ]
     # A factor of 0 takes the source out, whatever it holds.
     parts = [part if factor else part.detach() for factor, part in zip(factors, sums, strict=True)]
-    total = sum(torch.where(scale == 0, 0, scale * part) for scale, part in zip(scales, parts, strict=True))
+    total = torch.stack(
+        [torch.where(scale == 0, 0, scale * part) for scale, part in zip(scales, parts, strict=True)]
+    ).sum()
     return total, torch.stack([*sums, *weights, *counts, *scales]).detach().double()
 
 

@@ -107,7 +107,8 @@ def sample_patches_reference(
     if confidence.shape[1] > 0:
         chance = confidence.gather(1, safe).double().nan_to_num(0).clamp(0, 1)
         parity = drawn & (_random(seed, safe, 1)[0] < (chance * 2**32 + 0.5).floor().long())
-    corners, left = [], safe
+    corners: list[Tensor] = []
+    left = safe
     for size, step in zip(reversed(windows), reversed(stride), strict=True):
         corners.insert(0, torch.where(drawn, left % max(size, 1) * step, -1))
         left = left // max(size, 1)

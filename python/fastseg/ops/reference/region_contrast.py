@@ -47,6 +47,7 @@ def region_contrast_reference(
     row has a loss."""
     if bank is None:
         bank, bank_ids, bank_groups, self_offset = anchors, anchor_ids, anchor_groups, 0
+    assert bank_ids is not None  # check_arguments: a bank comes with its ids
     dtype = torch.float64 if anchors.dtype == torch.float64 else torch.float32
     # Cut out before the arithmetic: then NaN in rows that take no part reaches nothing.
     anchors = torch.where(anchor_ids[:, None] >= 0, anchors.to(dtype), 0)
@@ -59,7 +60,7 @@ def region_contrast_reference(
         pairs = pairs & (rows[:, None] + self_offset != candidates[None])
     same = anchor_ids[:, None] == bank_ids[None]
     positives, negatives = pairs & same, pairs & ~same
-    if anchor_groups is not None:
+    if anchor_groups is not None and bank_groups is not None:
         negatives = negatives & (anchor_groups[:, None] == bank_groups[None])
     candidates = negatives if denominator == "negatives" else negatives | positives
 
