@@ -134,3 +134,48 @@ def test_the_labelled_half_of_a_volume_is_not_tested(patch_contrast: ModuleType)
     left[..., :5] = True
     assert patch_contrast.score([image], [left], 0) == [1.0]
     assert patch_contrast.score([image], [left], 1) == [0.0]
+
+
+def test_region_contrast_has_a_row_per_arm_labels_and_seed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    module = importlib.import_module("region_contrast")
+    folder = tmp_path / "sets" / "em_kidney_gbm"
+    folder.mkdir(parents=True)
+    for i in range(1, 7):
+        image, truth = draw_image(i, (512, 640))
+        imageio.imwrite(folder / f"photo{i}_image.png", image.mean(-1).astype("u1"))
+        imageio.imwrite(folder / f"photo{i}_gbm.png", truth.astype("u1") * 255)
+    results = tmp_path / "rows.csv"
+    sizes = ["--pretrain-steps", "2", "--steps", "2", "--width", "2", "--patch", "48", "--batch", "2"]
+    common = ["--folder", str(tmp_path / "runs"), "--results", str(results)]
+    arms = ["none", "both", "masked"]
+    run = [
+        "run",
+        "--data",
+        "kidney",
+        "--root",
+        str(tmp_path / "sets"),
+        "--seeds",
+        "1",
+        "--quiet",
+        "--arms",
+        *arms,
+    ]
+    for _ in range(2):
+        rows = rows_of(module, monkeypatch, results, *run, *sizes, *common)
+        found = [(row["arm"], row["labels"], row["seed"]) for row in rows]
+        assert found == [(arm, labels, "1") for arm in arms for labels in ("0.25", "1", "4")]
+    assert {row["pretrain_steps"] for row in rows} == {"0", "2"}
+    for seed in range(3):  # nothing that is tested on is ever labelled
+        labelled, tested = module.kidney_split(seed)
+        assert not set(labelled) & set(tested)
+        assert set(labelled) | set(tested) == set(range(6))
+        assert min(module.vnc_split(seed)[1]) - max(module.vnc_split(seed)[0]) >= 2
+    capsys.readouterr()
+    show = ["region_contrast.py", "show", *common, "--plot", str(tmp_path / "plot.png")]
+    monkeypatch.setattr(sys, "argv", show)
+    module.main()
+    assert capsys.readouterr().out.count("| regions, both | ") == 1
+    assert (tmp_path / "plot.png").stat().st_size > 1000

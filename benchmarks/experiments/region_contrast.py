@@ -228,6 +228,7 @@ def main():
     parser.add_argument(
         "--batch", type=int, default=8, help="of pretraining, twice that of training with labels"
     )
+    parser.add_argument("--plot", type=Path, help="of show: a PNG")
     parser.add_argument("--threads", type=int, help="of torch, by default all cores")
     parser.add_argument("--quiet", action="store_true")
     parser.add_argument(
@@ -239,7 +240,8 @@ def main():
         from region_contrast_report import plot, table
 
         print(table(read(options.results)))
-        print(plot(read(options.results), options.results.with_suffix(".png")))
+        if options.plot:
+            print(plot(read(options.results), options.plot))
         return
     if options.root is None:
         parser.error("run needs --root, the folder of the sets")

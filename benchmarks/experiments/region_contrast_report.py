@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The table and the plot of the experiment on pretraining, from its rows."""
+
+import numpy as np
+
+NAMES = {
+    "none": "none",
+    "masked": "hidden blocks",
+    "images": "images",
+    "grey": "regions, grey alone",
+    "semantic": "regions, semantic alone",
+    "both": "regions, both",
+}
+
+
+def grouped(rows):
+    """{(data, labels): {arm: Dice of the seeds}}, all in the order of the rows."""
+    groups = {}
+    for row in rows:
+        arms = groups.setdefault((row["data"], float(row["labels"])), {})
+        arms.setdefault(row["arm"], []).append(float(row["dice"]))
+    return dict(sorted(groups.items()))
+
+
+def table(rows):
+    """Markdown: for each arm the mean over seeds and its deviation, by labelled images."""
+    groups, lines = grouped(rows), []
+    for data in dict.fromkeys(name for name, _ in groups):
+        columns = {labels: arms for (name, labels), arms in groups.items() if name == data}
+        lines.append(
+            f"| {data}, pretraining | " + " | ".join(f"{labels:g} labelled" for labels in columns) + " |"
+        )
+        lines.append("|---|" + "---|" * len(columns))
+        for arm, name in NAMES.items():
+            cells = [spread(arms.get(arm, [])) for arms in columns.values()]
+            if any(cells):
+                lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def spread(values):
+    if not values:
+        return ""
+    return f"{np.mean(values):.3f} ± {np.std(values):.3f} ({len(values)})"
+
+
+def plot(rows, path):
+    """Dice against labelled images; the line is the mean, dots are seeds. Returns the path."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    groups = grouped(rows)
+    sets = list(dict.fromkeys(name for name, _ in groups))
+    figure = Figure(figsize=(5 * len(sets), 4), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    for column, data in enumerate(sets):
+        panel = figure.add_subplot(1, len(sets), column + 1)
+        columns = {labels: arms for (name, labels), arms in groups.items() if name == data}
+        for number, (arm, name) in enumerate(NAMES.items()):
+            found = [(labels, arms[arm]) for labels, arms in columns.items() if arm in arms]
+            if not found:
+                continue
+            colour = f"C{number}"
+            panel.plot([x for x, _ in found], [np.mean(v) for _, v in found], color=colour, label=name)
+            for labels, values in found:
+                panel.plot([labels] * len(values), values, ".", color=colour, markersize=4)
+        panel.set_xscale("log", base=2)
+        panel.set_title(data)
+        panel.set_xlabel("labelled images")
+        panel.set_ylabel("Dice")
+    figure.axes[0].legend(fontsize=8)
+    figure.savefig(path)
+    return path
