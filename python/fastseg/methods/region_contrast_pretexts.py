@@ -55,7 +55,7 @@ class Pretext:
 
 
 class RegionsPretext(Pretext):
-    """Regions of two views, each its own assignment's or given: see ``RegionPretext``."""
+    """Regions of two views, by an assignment that is learnt or given: see ``RegionPretext``."""
 
     def __init__(self, config: Config, ranks: Ranks) -> None:
         super().__init__(config, ranks)
@@ -74,16 +74,15 @@ class RegionsPretext(Pretext):
     def outcome(self, network: PretextNetwork, views: tuple[View, View], batch: Batch) -> Outcome:
         assert isinstance(network, RegionNetwork)
         embedding, assignment = network(torch.cat([view.image for view in views]))
-        parts = []
-        given = _numbered(views, self.settings.regions) if assignment is None else (None, None)
         count = len(batch.raw)
-        for number, (view, ids) in enumerate(zip(views, given, strict=True)):
-            mine = slice(number * count, (number + 1) * count)
-            regions = view.shared(assignment[mine]) if ids is None else ids
-            grey = view.shared(view.clean.mean(1, keepdim=True).clamp(0, 1)) if ids is None else None
-            parts.append(
-                RegionView(regions, None if embedding is None else view.shared(embedding[mine]), grey)
+        halves = [slice(0, count), slice(count, None)]
+        regions = self._regions(views, assignment, halves)
+        parts = []
+        for view, ids, mine in zip(views, regions, halves, strict=True):
+            grey = (
+                view.shared(view.clean.mean(1, keepdim=True).clamp(0, 1)) if assignment is not None else None
             )
+            parts.append(RegionView(ids, None if embedding is None else view.shared(embedding[mine]), grey))
         memory = network.memory
         with torch.autocast(batch.raw.device.type, enabled=False):
             terms = self.criterion(
@@ -99,6 +98,22 @@ class RegionsPretext(Pretext):
             scalars |= {"within": terms.within, "between": terms.between}
         maps = None if assignment is None else assignment.detach().unflatten(0, (2, count))
         return Outcome(terms.loss, scalars, terms.share, terms.used, terms.vectors, maps)
+
+    def _regions(
+        self, views: tuple[View, View], assignment: Tensor | None, halves: list[slice]
+    ) -> list[Tensor]:
+        """The regions of what both views share: given ids, or logits of both views' assignments.
+
+        With ``assignment: shared`` they are the mean of both. A network can tell where a voxel lies in its own pattern
+        of upsampling and from the border; regions of every other voxel would be there in any view and say nothing.
+        Turned back, these patterns disagree, and only what is seen in both remains.
+        """
+        if assignment is None:
+            return _numbered(views, self.settings.regions)
+        logits = [view.shared(assignment[mine]) for view, mine in zip(views, halves, strict=True)]
+        if self.settings.assignment == "own":
+            return logits
+        return [(logits[0] + logits[1]) / 2] * 2
 
 
 class MaskedPretext(Pretext):

@@ -18,6 +18,7 @@ class RegionContrastConfig(Section):
     pretext: Literal["regions", "masked", "images"] = "regions"
     regions: Annotated[int, Field(ge=2, le=256)] = 16
     given: bool = False  # data.train's labels are the regions, instead of an assignment that is learnt
+    assignment: Literal["shared", "own"] = "shared"  # by both views together, or each by itself
     embedding: Positive = 32
     temperature: Annotated[float, Field(gt=0)] = 0.2
     semantic_weight: NotNegative = 1.0

@@ -97,6 +97,7 @@ region_contrast:            # of method region_contrast: pretraining without lab
   pretext: regions          # or, to compare with, masked: hidden blocks are restored; images: views are told apart
   regions: 16               # K, of an image
   given: false              # true: the labels of data.train are regions, as superpixels, 0 being none
+  assignment: shared        # of voxels to regions, by both views together; own: by each for itself
   embedding: 32             # D, of a voxel and of a region
   temperature: 0.2
   semantic_weight: 1.0      # of the contrast between regions
