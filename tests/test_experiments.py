@@ -116,15 +116,17 @@ def test_patch_contrast_has_a_row_per_arm_and_seed_once(
     for _ in range(2):
         rows = rows_of(patch_contrast, monkeypatch, results, *run, *common)
         found = [(row["arm"], row["seed"]) for row in rows]
-        learnt = [(arm, seed) for seed in "01" for arm in ("unlabelled", "labelled")]
+        learnt = [(arm, seed) for seed in "01" for arm in ("unlabelled", "labelled", "ceiling")]
         assert found == [("grey", ""), ("otsu", ""), ("kmeans", ""), *learnt]
     # Images 0 and 3 are for validation.
     assert {row["images"] for row in rows} == {"2"}
     assert float(rows[0]["dice"]) > 0.9
+    for unlabelled, _, ceiling in (rows[3:6], rows[6:9]):
+        assert float(ceiling["dice"]) >= float(unlabelled["dice"])
     capsys.readouterr()
     monkeypatch.setattr(sys, "argv", ["patch_contrast.py", "show", *common])
     patch_contrast.main()
-    assert capsys.readouterr().out.count("\n| dsb2018 | ") == 5
+    assert capsys.readouterr().out.count("\n| dsb2018 | ") == 6
 
 
 def test_the_labelled_half_of_a_volume_is_not_tested(patch_contrast: ModuleType) -> None:

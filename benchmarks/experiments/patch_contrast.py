@@ -10,10 +10,12 @@ for testing; of the single volume the left half in x is for validation, the righ
 that say so sees a label. The network is trained on all images without labels, as the method is meant to be used.
 
 Arms. unlabelled: the channel and the checkpoint chosen without labels. labelled: of the same checkpoint, the channel
-with the highest Dice in validation. grey: the one threshold of the grey level that is best in validation. otsu: Otsu's
-threshold of each image's haematoxylin (of its intensity, in fluorescence). kmeans: the darkest of three clusters of
-each image's colours (the brightest of two of its intensities). The Dice is that of each test image, its mean and its
-deviation over images; "_raw" is without openings and closings. Every finished run is a row of the results.
+with the highest Dice in validation. ceiling: the channel of "unlabelled", cut at the one threshold that is best on the
+test images' labels instead of at a half: what that map could give at most. grey: the one threshold of the grey level
+that is best in validation. otsu: Otsu's threshold of each image's haematoxylin (of its intensity, in fluorescence).
+kmeans: the darkest of three clusters of each image's colours (the brightest of two of its intensities). The Dice is
+that of each test image, its mean and its deviation over images; "_raw" is without openings and closings. Every finished
+run is a row of the results.
 """
 
 import argparse
@@ -53,7 +55,7 @@ COLUMNS = (
 )
 COLUMNS += ("images", "commit")
 THRESHOLDS = np.arange(0.02, 1.0, 0.02)
-ARMS = ("unlabelled", "labelled")
+ARMS = ("unlabelled", "labelled", "ceiling")
 
 
 @dataclass
@@ -169,23 +171,25 @@ def learn(name, seed, images, options):
     channels = len(maps[0])
     steps = config.predict.morphology_steps(len(config.data.patch), config.slice_axis)
 
-    def masks(choice, smooth):
+    def masks(choice, smooth, threshold=0.5):
         channel, inverted = choice % channels, choice >= channels
-        found = [(m[channel] < 0.5) if inverted else (m[channel] >= 0.5) for m in maps]
+        found = [(m[channel] < 1 - threshold) if inverted else (m[channel] >= threshold) for m in maps]
         return [apply_steps(mask, steps) for mask in found] if smooth else found
 
     chosen = {
         "unlabelled": int(state["network"]["channel"]) + channels * int(state["network"]["inverted"]),
         "labelled": int(np.argmax([np.mean(score(images, masks(i, True), 0)) for i in range(2 * channels)])),
     }
+    best = max(THRESHOLDS, key=lambda t: np.mean(score(images, masks(chosen["unlabelled"], True, t), 1)))
+    arms = [(arm, choice, 0.5) for arm, choice in chosen.items()]
     taken = json.loads(Path(run.file("log.jsonl")).read_text().splitlines()[-1])["step"] + 1
-    for arm, choice in chosen.items():
+    for arm, choice, threshold in [*arms, ("ceiling", chosen["unlabelled"], best)]:
         yield (
             arm,
-            masks(choice, True),
-            masks(choice, False),
+            masks(choice, True, threshold),
+            masks(choice, False, threshold),
             {
-                "channel": choice,
+                "channel": choice if threshold == 0.5 else f"{choice} at {threshold:.2f}",
                 "step": f"{state['step']} of {taken}",
                 "seconds": round(seconds),
             },
