@@ -229,17 +229,35 @@ def _load(config: str, overrides: list[str] | None):
 
 
 def main() -> None:
+    code = _run()
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        # DistributedDataParallel keeps gloo's threads beyond the end of their group. One that gives back a tensor while
+        # the interpreter is being taken down aborts the process, whose work was done.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _run() -> int:
+    """The exit code."""
     try:
         app()
+    except SystemExit as ended:  # as typer's commands end, with help and wrong usage too
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
+            return 1
+        return ended.code or 0
     except InputError as error:
         print(f"fastseg: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
     except Interrupted as reason:
         print(f"fastseg: {reason}", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        return EXIT_INTERRUPTED
     except KeyboardInterrupt:
         print("fastseg: interrupted; checkpoints written so far are whole", file=sys.stderr)
-        sys.exit(130)
+        return 130
+    return 0
 
 
 if __name__ == "__main__":
