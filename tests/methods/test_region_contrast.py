@@ -13,52 +13,18 @@ import torch
 
 from fastseg.commands.infer import predict_run
 from fastseg.errors import InputError
-from fastseg.methods.region_contrast import PretrainingTask, train
+from fastseg.methods.region_contrast import train
 from fastseg.methods.region_contrast_network import RegionNetwork
 from fastseg.methods.region_contrast_pretexts import _numbered
-from fastseg.train.checkpoint import RunFolder
 from fastseg.train.config import Config
-from fastseg.train.config_file import load_config
-from fastseg.train.inputs import each_image, open_training
 from fastseg.train.ranks import Ranks
 from fastseg.train.stepper import Stepper
-from tests.gloo import in_processes
-from tests.methods.tissue import draw_image
-
-CONFIG = """\
-method: region_contrast
-output: run
-data: {train: [{raw: "images/*.png"}], patch: [32, 32]}
-network: {width: 4, pooling: [2, 2]}
-region_contrast: {regions: 4, embedding: 8, shift: 6, sample_steps: 2, picture_every: 4, mask_size: 8}
-train: {steps: 6, batch: 4, validate_every: 3, checkpoint_every: 3, device: cpu}
-"""
-PRETEXTS = ["regions", "masked", "images"]
+from tests.methods.pretraining import CONFIG, PRETEXTS, config_of, draw_scene, task_of
 
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Path:
-    """Three grey images, their truth, and superpixels."""
-    for name in ("images", "truth", "superpixels"):
-        (tmp_path / name).mkdir()
-    for i in range(3):
-        image, truth = draw_image(i, (64, 80))
-        imageio.imwrite(tmp_path / "images" / f"{i}.png", image.mean(-1).astype(np.uint8))
-        imageio.imwrite(tmp_path / "truth" / f"{i}.png", truth.astype(np.uint8))
-        blocks = np.add.outer(np.arange(64) // 8 * 10, np.arange(80) // 8)  # 0 is no region
-        imageio.imwrite(tmp_path / "superpixels" / f"{i}.png", blocks.astype(np.uint8))
-    (tmp_path / "run.yaml").write_text(CONFIG)
-    return tmp_path
-
-
-def config_of(scene: Path, *overrides: str) -> Config:
-    return load_config(scene / "run.yaml", [f"output={scene / 'run'}", *overrides])
-
-
-def task_of(config: Config, ranks: Ranks | None = None) -> PretrainingTask:
-    config = each_image(config)
-    volumes = open_training(config, labelled=config.region_contrast.given)
-    return PretrainingTask(config, volumes, ranks or Ranks())
+    return draw_scene(tmp_path)
 
 
 def finetuning(scene: Path, *overrides: str) -> Config:
@@ -119,48 +85,6 @@ def test_a_broken_run_goes_on_as_if_it_had_not_been(scene: Path, options: tuple[
     assert whole.keys() == resumed.keys()
     for name, value in whole.items():
         assert torch.equal(value, resumed[name]), name
-
-
-def step_gradients(rank: int, config: Config, count: int) -> tuple[float, list[torch.Tensor], torch.Tensor]:
-    """Loss, gradients and what is remembered after two steps, of one of ``count`` processes."""
-    task = task_of(config, Ranks(rank, count))
-    stepper = Stepper(
-        task.updates(config.train), config.train.model_copy(update={"clip_norm": None}), task.ranks
-    )
-    task.network.train()
-    losses, grads = [], []
-    for step in range(2):
-        loss, _ = stepper.losses[0](task.loader.load(step), step)
-        loss.backward()
-        losses.append(float(loss.detach()))
-        grads = [p.grad.clone() for p in task.network.parameters() if p.grad is not None]
-    memory = getattr(task.network, "memory", None)
-    return sum(losses), grads, torch.zeros(0) if memory is None else memory.rows
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        ("region_contrast.memory=32",),
-        ("region_contrast.negatives=image",),
-        ("region_contrast.semantic_weight=0",),
-        ("region_contrast.pretext=masked",),
-        ("region_contrast.pretext=images", "region_contrast.memory=8"),
-    ],
-)
-def test_two_processes_are_one_with_the_joined_batch(
-    scene: Path, tmp_path: Path, options: tuple[str, ...]
-) -> None:
-    config = config_of(scene, *options, "train.precision=fp32")
-    loss, grads, memory = step_gradients(0, config, 1)
-    parts = in_processes(step_gradients, 2, tmp_path, config, 2)
-    assert sum(part[0] for part in parts) / 2 == pytest.approx(loss, rel=1e-5)
-    assert parts[0][0] != parts[1][0]
-    for _, found, remembered in parts:  # what DistributedDataParallel has left is the mean, on both
-        assert len(found) == len(grads)
-        for mine, truth in zip(found, grads, strict=True):
-            torch.testing.assert_close(mine, truth, rtol=2e-4, atol=1e-6)
-        assert torch.allclose(remembered.sort(0).values, memory.sort(0).values, atol=1e-5)  # in another order
 
 
 def test_every_pretext_learns(scene: Path) -> None:
@@ -257,15 +181,24 @@ def test_labels_change_nothing_that_is_learnt(scene: Path) -> None:
         (("region_contrast.shift=[1, 2, 3]",), "one number or 2, one per axis of data.patch"),
         (("network.kind=fcnn",), "network.kind must be unet or resnet50, got fcnn"),
         (("region_contrast.pretext=masked", "region_contrast.mask_size=32"), "leave something of data.patch"),
+        (
+            ("region_contrast.pretext=masked", "region_contrast.mask_size=[8, 8, 8]"),
+            "one per axis of data.patch",
+        ),
         (("region_contrast.pretext=images", "train.batch=1"), "train.batch must be at least 2, got 1"),
         (("region_contrast.stage=finetune",), "network.weights must name its run"),
         (("region_contrast.given=true",), "needs labels"),
+        (
+            ("region_contrast.given=true", "data.validation=[{raw: a.png, labels: b.png}]"),
+            "leave data.validation out",
+        ),
+        (("network.weights=nowhere",), "network.weights nowhere is no run and no checkpoint"),
     ],
 )
 def test_what_cannot_be_is_said(scene: Path, overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(InputError, match=message):
         train(config_of(scene, *overrides), quiet=True)
-    assert not RunFolder(scene / "run").checkpoints()
+    assert not (scene / "run").exists()
 
 
 def test_a_pretraining_does_not_segment(scene: Path) -> None:

@@ -87,6 +87,12 @@ def test_a_method_has_defaults_of_its_own_where_nothing_is_stated(config: Path) 
     assert loaded.predict.morphology_steps(2, 1)[0] == ("open", (3, 0, 3))
 
 
+def test_patch_contrast_begins_at_random(config: Path) -> None:
+    stated = ["method=patch_contrast", "data.patch=[16, 16]", "network.weights=runs/pretraining"]
+    with pytest.raises(InputError, match=r"network\.weights is for methods that train a U-Net"):
+        load_config(config, stated)
+
+
 MISTAKES = {
     "train.stepps=3": "unknown key train.stepps; did you mean train.steps?",
     "sead=3": "unknown key sead; did you mean seed?",

@@ -34,17 +34,15 @@ from fastseg.methods.patch_contrast_channels import (
 from fastseg.methods.patch_contrast_figure import LivePicture
 from fastseg.methods.patch_contrast_labelled import dice_of_channels
 from fastseg.methods.patch_contrast_network import batch_norms, build_network
-from fastseg.methods.runs import require_fresh_or_same
+from fastseg.methods.runs import fit_run, require_fresh_or_same
 from fastseg.methods.supervised import build_loader
 from fastseg.nn import PatchContrast
 from fastseg.train.checkpoint import RunFolder, write_atomically
 from fastseg.train.config import Config, TrainConfig
-from fastseg.train.config_file import dump_config
 from fastseg.train.inputs import augmentation, each_image, open_training, open_validation
 from fastseg.train.memory import explaining_out_of_memory
 from fastseg.train.ranks import Ranks, join
 from fastseg.train.task import Task, Update
-from fastseg.train.trainer import fit
 
 __all__ = ["PatchContrastTask", "build_network", "train"]
 
@@ -66,11 +64,9 @@ def train(config: Config, *, resume: bool = False, quiet: bool = False) -> RunFo
             if ranks.first:
                 require_fresh_or_same(config, run, resume)
             task = PatchContrastTask(config, volumes, ranks, run)
-            if ranks.first:
-                write_atomically(run.file("config.yaml"), dump_config(config).encode())
-            extra = {"config": config.model_dump(mode="json"), "channels": volumes[0].raw.channels}
             settings = config.train.model_copy(update={"measure": task.measure})
-            fit(task, settings, run, ranks, resume=resume, extra=extra, seed=config.seed, quiet=quiet)
+            channels = volumes[0].raw.channels
+            fit_run(task, config, channels, run, ranks, settings=settings, resume=resume, quiet=quiet)
             task.picture.close()
             task.network.load_state_dict(run.load_for_prediction(config.predict.checkpoint)["network"])
             task.network.eval()

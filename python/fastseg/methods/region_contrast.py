@@ -29,17 +29,14 @@ from fastseg.methods.region_contrast_figure import draw_pretext
 from fastseg.methods.region_contrast_network import NETWORKS
 from fastseg.methods.region_contrast_pretexts import PRETEXTS, Outcome
 from fastseg.methods.region_contrast_probe import LinearProbe
-from fastseg.methods.runs import require_fresh_or_same
+from fastseg.methods.runs import fit_run, require_fresh_or_same
 from fastseg.methods.supervised import build_loader
-from fastseg.methods.weights import load_weights
 from fastseg.train.checkpoint import RunFolder, write_atomically
 from fastseg.train.config import Config
-from fastseg.train.config_file import dump_config
 from fastseg.train.inputs import augmentation, each_image, open_training
 from fastseg.train.memory import explaining_out_of_memory
 from fastseg.train.ranks import Ranks, join
 from fastseg.train.task import Task
-from fastseg.train.trainer import fit
 
 
 def train(config: Config, *, resume: bool = False, quiet: bool = False) -> RunFolder:
@@ -63,7 +60,7 @@ def prepare(
     config = each_image(config)
     if config.region_contrast.stage == "finetune":
         return supervised.prepare(config, ranks)
-    volumes = open_training(config, labelled=config.region_contrast.given)
+    volumes = _opened(config)
     return config, volumes, PretrainingTask(config, volumes, ranks)
 
 
@@ -84,7 +81,6 @@ class PretrainingTask(Task):
         self, config: Config, volumes: list[AnnotatedVolume], ranks: Ranks, run: RunFolder | None = None
     ) -> None:
         settings = config.region_contrast
-        _check(config)
         self.config, self.settings, self.ranks, self.device = config, settings, ranks, ranks.device
         self.augmentation = augmentation(config)
         pictured = [replace(v, as_ids=True) if settings.given else AnnotatedVolume(v.raw) for v in volumes]
@@ -107,6 +103,7 @@ class PretrainingTask(Task):
         self.probe = LinearProbe(config, volumes, self.network, ranks)
         self.facts: PretextFacts | None = None
         self.measures: dict[str, float] = {}
+        self.drawing = run is not None
         self.figure = LiveFigure(run, "regions", "region_contrast/regions") if run and ranks.first else None
 
     @property
@@ -120,7 +117,7 @@ class PretrainingTask(Task):
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         _, outcome = self._outcome(batch)
         self.pretext.remember(self.network, outcome)
-        if self.figure is not None and step % self.settings.picture_every == 0:
+        if self.drawing and step % self.settings.picture_every == 0:
             self._draw(step)
         return outcome.loss, outcome.scalars
 
@@ -142,19 +139,22 @@ class PretrainingTask(Task):
 
     @torch.no_grad()
     def _draw(self, step: int) -> None:
-        """The picture of the first batch of all, so that one can see it change."""
-        assert self.figure is not None
+        """The picture of the first batch of all, so that one can see it change. Every process must call it, as they
+        contrast their regions with one another; the first one draws."""
         training = self.network.training
         self.network.eval()
         views, outcome = self._outcome(self.loader.load(0))
         sums = FactSums()
         sums.add(outcome, views[0].image)
-        draw_pretext(self.figure, outcome, views, sums.facts(Ranks()), step)
+        facts = sums.facts(self.ranks)
+        if self.figure is not None:
+            draw_pretext(self.figure, outcome, views, facts, step)
         self.network.train(training)
 
     def finish(self, step: int) -> None:
+        """The last picture; every process must call it."""
+        self._draw(step)
         if self.figure is not None:
-            self._draw(step)
             self.figure.close()
 
 
@@ -168,22 +168,25 @@ def _pretrain(config: Config, ranks: Ranks, *, resume: bool, quiet: bool) -> Run
     with explaining_out_of_memory(ranks, sizes):
         if ranks.first:
             require_fresh_or_same(config, run, resume)
-        volumes = open_training(config, labelled=config.region_contrast.given)
+        volumes = _opened(config)
         task = PretrainingTask(config, volumes, ranks, run)
-        if config.network.weights is not None and not ranks.from_first(bool(resume and run.checkpoints())):
-            loaded = load_weights(task.network.backbone, config.network.weights)
-            if ranks.first and not quiet:
-                print(loaded.describe(), flush=True)
-        if ranks.first:
-            write_atomically(run.file("config.yaml"), dump_config(config).encode())
-        extra = {"config": config.model_dump(mode="json"), "channels": volumes[0].raw.channels}
         settings = config.train.model_copy(update={"measure": task.measure})
-        fit(task, settings, run, ranks, resume=resume, extra=extra, seed=config.seed, quiet=quiet)
+        fit_run(
+            task,
+            config,
+            volumes[0].raw.channels,
+            run,
+            ranks,
+            settings=settings,
+            begins=task.network.backbone,
+            resume=resume,
+            quiet=quiet,
+        )
         if task.facts is None:  # nothing was left to do
             task.network.eval()
             task.validate()
+        task.finish(ranks.from_first(run.checkpoints()[-1][0] if ranks.first else None))
         if ranks.first:
-            task.finish(config.train.steps)
             _report(task, run, quiet)
     return run
 
@@ -203,6 +206,12 @@ def _report(task: PretrainingTask, run: RunFolder, quiet: bool) -> None:
         )
 
 
+def _opened(config: Config) -> list[AnnotatedVolume]:
+    """The images to pretrain on; InputError for what the configuration asks of them in vain."""
+    _check(config)
+    return open_training(config, labelled=config.region_contrast.given)
+
+
 def _check(config: Config) -> None:
     if config.data.normalize not in ("range", "percentile"):
         raise InputError(
@@ -212,6 +221,11 @@ def _check(config: Config) -> None:
     if config.train.stop is not None and config.train.stop.rule == "morphology":
         raise InputError(
             "train.stop: morphology chooses between segmentations, which a pretraining does not make"
+        )
+    if config.region_contrast.given and config.data.validation:
+        raise InputError(
+            "region_contrast.given takes the labels of data.train for regions, which the linear probe of "
+            "data.validation would learn: leave data.validation out"
         )
     settings, batch, pretext = config.region_contrast, config.train.batch, config.region_contrast.pretext
     if batch < 2 and not settings.memory and pretext == "images":

@@ -119,6 +119,23 @@ class RegionsPretext(Pretext):
 class MaskedPretext(Pretext):
     """Blocks of the first view are hidden, ``mask_share`` of all; the loss is the mean squared error in them."""
 
+    def __init__(self, config: Config, ranks: Ranks) -> None:
+        super().__init__(config, ranks)
+        size = self.settings.mask_size
+        self.box = list(size) if isinstance(size, list) else [size] * len(config.data.patch)
+        if len(self.box) != len(config.data.patch):
+            raise InputError(
+                f"region_contrast.mask_size must be one number or {len(config.data.patch)}, one per axis of "
+                f"data.patch, got {size}"
+            )
+        if len(self.box) == 2:
+            self.box.insert(config.slice_axis, 1)
+        self.blocks = [-(-n // b) for n, b in zip(config.patch, self.box, strict=True)]
+        if math.prod(self.blocks) < 2:
+            raise InputError(
+                f"region_contrast.mask_size {size} must leave something of data.patch {config.data.patch} to see"
+            )
+
     def outcome(self, network: PretextNetwork, views: tuple[View, View], batch: Batch) -> Outcome:
         assert isinstance(network, MaskedNetwork)
         image = views[0].image
@@ -133,23 +150,14 @@ class MaskedPretext(Pretext):
 
     def _draw(self, batch: Batch, image: Tensor) -> Tensor:
         """(B, 1, z, y, x): whether a voxel is hidden; the same number of blocks in each sample."""
-        size = self.settings.mask_size
-        box = list(size) if isinstance(size, list) else [size] * 3
-        if len(box) == 2:
-            box.insert(self.config.slice_axis, 1)
-        blocks = [-(-n // b) for n, b in zip(image.shape[2:], box, strict=True)]
-        total = math.prod(blocks)
-        if total < 2:
-            raise InputError(
-                f"region_contrast.mask_size {size} must leave something of data.patch {self.config.data.patch} to see"
-            )
+        total = math.prod(self.blocks)
         count = min(max(round(self.settings.mask_share * total), 1), total - 1)
         drawn = np.zeros((len(image), total), bool)
         for row, place in zip(drawn, batch.places, strict=True):
             rng = np.random.default_rng((self.config.seed, batch.step, place, _MASK))
             row[rng.permutation(total)[:count]] = True
-        hidden = torch.from_numpy(drawn).view(len(image), 1, *blocks)
-        for axis, (b, n) in enumerate(zip(box, image.shape[2:], strict=True), 2):
+        hidden = torch.from_numpy(drawn).view(len(image), 1, *self.blocks)
+        for axis, (b, n) in enumerate(zip(self.box, image.shape[2:], strict=True), 2):
             hidden = hidden.repeat_interleave(b, axis).narrow(axis, 0, n)
         return hidden.to(image.device)
 

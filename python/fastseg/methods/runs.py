@@ -1,13 +1,21 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Whether a configuration may go on with the run that its output folder holds."""
+"""Runs of a configuration: whether one may go on with what its folder holds, and how one begins."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from fastseg.errors import InputError
-from fastseg.train.checkpoint import RunFolder
-from fastseg.train.config import METHOD_SECTIONS, Config
+from fastseg.methods.weights import load_weights
+from fastseg.train.best import Chooser
+from fastseg.train.checkpoint import RunFolder, write_atomically
+from fastseg.train.config import METHOD_SECTIONS, Config, TrainConfig
+from fastseg.train.config_file import dump_config
+from fastseg.train.ranks import Ranks
+from fastseg.train.task import Task
+from fastseg.train.trainer import fit
 
 # Keys that may differ between a run and its continuation: they change where or how fast, not what.
 _FREE_TO_CHANGE = (
@@ -49,6 +57,35 @@ def require_fresh_or_same(config: Config, run: RunFolder, resume: bool) -> None:
             f"{run.path} was begun with {key} = {before.get(key)!r}, now it is {now.get(key)!r}: a run goes on "
             "with the configuration it was begun with"
         )
+
+
+def fit_run(
+    task: Task,
+    config: Config,
+    channels: int,
+    run: RunFolder,
+    ranks: Ranks,
+    *,
+    settings: TrainConfig | None = None,
+    chooser: Chooser | None = None,
+    begins: nn.Module | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> None:
+    """``fit`` into the run's folder, with the configuration and all that opening the network again takes.
+
+    channels: of the images. settings: ``config.train`` unless the method changes it. begins: what takes over
+    ``network.weights``, unless a checkpoint goes on; by default all of the task's network.
+    """
+    if config.network.weights is not None and not ranks.from_first(bool(resume and run.checkpoints())):
+        loaded = load_weights(task.network if begins is None else begins, config.network.weights)
+        if ranks.first and not quiet:
+            print(loaded.describe(), flush=True)
+    if ranks.first:
+        write_atomically(run.file("config.yaml"), dump_config(config).encode())
+    extra = {"config": config.model_dump(mode="json"), "channels": channels}
+    options: dict[str, Any] = {"resume": resume, "extra": extra, "seed": config.seed, "quiet": quiet}
+    fit(task, settings or config.train, run, ranks, chooser=chooser, **options)
 
 
 def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -22,19 +22,16 @@ from fastseg.data.resident import ResidentLoader, choose_loader
 from fastseg.data.volumes import Box
 from fastseg.methods.inference import predictor, tiling_of
 from fastseg.methods.networks import build_network
-from fastseg.methods.runs import require_fresh_or_same
+from fastseg.methods.runs import fit_run, require_fresh_or_same
 from fastseg.methods.stopping import morphology_chooser
 from fastseg.methods.validation import Validation
-from fastseg.methods.weights import load_weights
 from fastseg.nn import MaskedWeightedBCE
-from fastseg.train.checkpoint import RunFolder, write_atomically
+from fastseg.train.checkpoint import RunFolder
 from fastseg.train.config import Config
-from fastseg.train.config_file import dump_config
 from fastseg.train.inputs import augmentation, build_sampler, open_training, open_validation
 from fastseg.train.memory import explaining_out_of_memory
 from fastseg.train.ranks import Ranks, join
 from fastseg.train.task import Task
-from fastseg.train.trainer import fit
 
 
 class SupervisedTask(Task):
@@ -140,19 +137,12 @@ def train_with(
             require_fresh_or_same(config, run, resume)
         volumes = open_training(config, pseudo_labels)
         task = SupervisedTask(config, volumes, ranks)
-        if ranks.first:
-            if not quiet:
-                for volume, index in zip(volumes, task.indexes, strict=True):
-                    print(describe(volume, index))
-            write_atomically(run.file("config.yaml"), dump_config(config).encode())
-        if config.network.weights is not None and not ranks.from_first(bool(resume and run.checkpoints())):
-            loaded = load_weights(task.network, config.network.weights)
-            if ranks.first and not quiet:
-                print(loaded.describe(), flush=True)
-        extra = {"config": config.model_dump(mode="json"), "channels": volumes[0].raw.channels}
-        options = {"resume": resume, "extra": extra, "seed": config.seed, "quiet": quiet}
+        if ranks.first and not quiet:
+            for volume, index in zip(volumes, task.indexes, strict=True):
+                print(describe(volume, index))
         chooser = morphology_chooser(config, volumes, task.network, ranks, run)
-        fit(task, config.train, run, ranks, chooser=chooser, **options)
+        channels = volumes[0].raw.channels
+        fit_run(task, config, channels, run, ranks, chooser=chooser, resume=resume, quiet=quiet)
     return run
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fastseg.nets.unet import CONV, NORM, POOL, UP, Norm, check_image, initialise, two_convolutions
+from fastseg.nets.unet import CONV, NORM, POOL, UP, Norm, check_image, go_up, initialise, two_convolutions
 
 # Blocks and strides of ResNet-50: stem, its pooling, and the four stages, of which the first keeps its size.
 _BLOCKS = (3, 4, 6, 3)
@@ -108,11 +108,7 @@ class ResNetUNet(nn.Module):
 
     def decode(self, levels: Sequence[Tensor]) -> Tensor:
         """The features that the head sees, (B, width, *S), of what ``encode`` found."""
-        *skips, features = levels
-        for up, block in zip(self.ups, self.merge, strict=True):
-            features = up(features)
-            features = block(torch.cat((skips.pop(), features), dim=1) if skips else features)
-        return features
+        return go_up(levels, self.ups, self.merge)
 
 
 def _convolution(

@@ -107,10 +107,17 @@ class UNet(nn.Module):
 
     def decode(self, levels: Sequence[Tensor]) -> Tensor:
         """The features that the head sees, (B, 2 * width, *S), of what ``encode`` found."""
-        *skips, features = levels
-        for up, block in zip(self.ups, self.merge, strict=True):
-            features = block(torch.cat((skips.pop(), up(features)), dim=1))
-        return features
+        return go_up(levels, self.ups, self.merge)
+
+
+def go_up(levels: Sequence[Tensor], ups: nn.ModuleList, merge: nn.ModuleList) -> Tensor:
+    """From the deepest of ``levels`` to full resolution, each but that one met on the way; without a skip where there
+    are more ways up than levels."""
+    *skips, features = levels
+    for up, block in zip(ups, merge, strict=True):
+        features = up(features)
+        features = block(torch.cat((skips.pop(), features), dim=1) if skips else features)
+    return features
 
 
 def check_image(image: Tensor, dims: int, divisor: Sequence[int]) -> None:

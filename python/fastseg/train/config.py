@@ -198,6 +198,10 @@ class Config(Section):
         channels = len(self.data.classes or [1])
         if self.loss.pos_weight is not None and len(self.loss.pos_weight) != channels:
             raise ValueError(f"loss.pos_weight must have {channels} values, one per class")
+        if self.network.weights is not None and self.method == "patch_contrast":
+            raise ValueError(
+                "network.weights is for methods that train a U-Net; patch_contrast begins at random"
+            )
         if self.train.stop is not None:
             part = "target" if self.train.stop.rule == "morphology" else "validation"
             if not getattr(self.data, part):
