@@ -1,4 +1,4 @@
-# make demo | test | lint | format | bench | gpu-check | clean
+# make demo | test | lint | format | bench | package-check | gpu-check | clean
 #
 # Everything lives in a virtual environment of the project's own. A torch >= 2.11 that PYTHON can import is
 # used there as it is; otherwise $(TORCH) is installed. For a build of torch of your own choice, install it
@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := CMakeLists.txt $(shell find csrc kernels -type f) $(shell find python -type d -not -name __pycache__)
 CPP := $(shell git ls-files '*.cpp' '*.cu' '*.cuh' '*.h' 2>/dev/null)
 
-.PHONY: demo test lint format bench gpu-check clean
+.PHONY: demo test lint format bench package-check gpu-check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.built
@@ -36,6 +36,10 @@ format: $(VENV)/.built
 
 bench: $(VENV)/.built
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+# Builds the sdist and the wheel, and uses them in environments of their own. See docs/install.md.
+package-check: $(VENV)/.depends
+	$(BIN)/python -m tests.package.check --torch "$(TORCH)" $(ARGS)
 
 # Not in .venv: it builds for PYTHON as it stands, offline. OUT=folder for the results. See docs/benchmarks.md.
 gpu-check:
@@ -60,7 +64,7 @@ $(VENV)/.created:
 
 $(VENV)/.depends: pyproject.toml | $(VENV)/.created
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install "$(TORCH)"
-	$(PIP) install 'scikit-build-core>=0.11' 'pybind11>=2.13' cmake ninja
+	$(PIP) install 'scikit-build-core>=0.11' cmake ninja
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.depends $(SOURCES)

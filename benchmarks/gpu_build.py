@@ -27,10 +27,8 @@ def build(check, limit: float) -> Result:
     defines = {"FASTSEG_CUDA": "ON" if check.gpu else "AUTO", "CMAKE_CUDA_FLAGS": "-lineinfo"}
     if check.gpu:
         defines["CMAKE_CUDA_ARCHITECTURES"] = f"{check.facts['architecture']}-real"
-    if where := _output([python, "-c", "import pybind11; print(pybind11.get_cmake_dir())"]):
-        defines["pybind11_DIR"] = where
     notes, code = [], None
-    missing = [name for name in ("pip", "scikit_build_core", "pybind11") if not _importable(python, name)]
+    missing = [name for name in ("pip", "scikit_build_core") if not _importable(python, name)]
     if missing:
         notes.append(f"{', '.join(missing)} not installed, so built by cmake alone")
     else:

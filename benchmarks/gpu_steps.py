@@ -37,7 +37,6 @@ PACKAGES = (
         "triton",
         "numpy",
         "scikit-build-core",
-        "pybind11",
         "cmake",
         "ninja",
         "pytest",
