@@ -6,10 +6,7 @@
 // Read per voxel: its features once, its label once for every 8 channels (mostly from a cache).
 #include "../region_pool.h"
 
-#include <cstring>
-#include <vector>
-
-#include "region_pool_rows.h"
+#include "region_pool_units.h"
 
 namespace fastseg {
 namespace {
@@ -17,146 +14,6 @@ namespace {
 constexpr int64_t kUnits = 32;            // enough to keep a few dozen threads busy
 constexpr int64_t kFewestVoxels = 16384;  // of a range
 constexpr int64_t kVoxelsPerRow = 32;     // so that no table outweighs the voxels
-
-// The voxels of a tile, run by run of equal labels.
-template <class Real, int kWidth, RegionReduce kReduce>
-FASTSEG_ALWAYS_INLINE void add_tile(const Real* rows, int64_t stride, const uint32_t* labels, int count,
-                                    int first, int64_t* counts, Row<Real, kWidth, kReduce>* table) {
-  for (int v = 0; v < count;) {
-    const uint32_t label = labels[v];
-    int end = v + 1;
-    while (end < count && labels[end] == label) ++end;
-    table[label].add_run(rows + v * stride, stride, end - v, first + v, counts[label]);
-    counts[label] += end - v;
-    v = end;
-  }
-}
-
-template <class Real, int kWidth, RegionReduce kReduce>
-FASTSEG_ALWAYS_INLINE void clear_rows(Row<Real, kWidth, kReduce>* table, int64_t rows) {
-  for (int64_t row = 0; row < rows; ++row) table[row].clear();
-}
-
-// One group of channels of a range of voxels, channels first.
-template <class Real, int kWidth, RegionReduce kReduce>
-FASTSEG_ALWAYS_INLINE void pool_group(const RegionLabels& in, const RegionFeatures& features, int64_t sample,
-                                      int64_t group, int64_t begin, int64_t end, char* memory) {
-  alignas(64) uint32_t labels[kTile];
-  alignas(64) Real rows[kTile * kWidth];
-  alignas(64) Real decoded[kWidth][kTile];
-  auto* counts = reinterpret_cast<int64_t*>(memory);
-  auto* table = reinterpret_cast<Row<Real, kWidth, kReduce>*>(memory + counts_bytes(in));
-  std::memset(counts, 0, counts_bytes(in));
-  clear_rows<Real, kWidth, kReduce>(table, in.num_regions + 1);
-  for (int64_t at = begin; at < end; at += kTile) {
-    const int count = int(std::min<int64_t>(kTile, end - at));
-    decode_labels(in, sample * in.voxels + at, count, labels);
-    const Real* channel[kWidth];
-    for (int lane = 0; lane < kWidth; ++lane) {
-      const int64_t c = std::min(group * kLanes + lane, in.channels - 1);
-      const int64_t element = (sample * in.channels + c) * in.voxels + at;
-      channel[lane] = decoded[lane];
-      if (features.kind == kKindOf<Real>) {
-        channel[lane] = static_cast<const Real*>(features.features) + element;
-      } else {
-        read_values(features.features, features.kind, element, count, decoded[lane]);
-      }
-    }
-    const Real* voxels = channel[0];
-    if constexpr (kWidth > 1) {
-      make_rows<Real, kWidth>(channel, count, rows);
-      voxels = rows;
-    }
-    add_tile<Real, kWidth, kReduce>(voxels, kWidth, labels, count, int(at - begin), counts, table);
-  }
-}
-
-// All channels of a range of voxels, channels last: a voxel's channels are a row as they lie. Where the last
-// group is not full, rows are copied, so that no lane reads past the end of the tensor.
-template <class Real, RegionReduce kReduce>
-FASTSEG_ALWAYS_INLINE void pool_channels_last(const RegionLabels& in, const RegionFeatures& features,
-                                              int64_t sample, int64_t begin, int64_t end, char* memory) {
-  alignas(64) uint32_t labels[kTile];
-  const bool in_place = features.kind == kKindOf<Real> && in.channels % kLanes == 0;
-  const int tile = int(std::clamp<int64_t>(kRows / in.channels, 8, kTile));
-  std::vector<Real> copied(in_place ? 0 : tile * in.channels + kLanes);
-  auto* counts = reinterpret_cast<int64_t*>(memory);
-  std::memset(counts, 0, counts_bytes(in));
-  const int64_t groups = groups_of(in);
-  for (int64_t group = 0; group < groups; ++group) {
-    clear_rows<Real, kLanes, kReduce>(
-        reinterpret_cast<Row<Real, kLanes, kReduce>*>(memory + group_offset<Real>(in, kReduce, group)),
-        in.num_regions + 1);
-  }
-  for (int64_t at = begin; at < end; at += tile) {
-    const int count = int(std::min<int64_t>(tile, end - at));
-    decode_labels(in, sample * in.voxels + at, count, labels);
-    const int64_t element = (sample * in.voxels + at) * in.channels;
-    const Real* rows = copied.data();
-    if (in_place) {
-      rows = static_cast<const Real*>(features.features) + element;
-    } else {
-      read_values(features.features, features.kind, element, int(count * in.channels), copied.data());
-    }
-    for (int64_t group = 0; group < groups; ++group) {
-      auto* table =
-          reinterpret_cast<Row<Real, kLanes, kReduce>*>(memory + group_offset<Real>(in, kReduce, group));
-      const Real* lanes = rows + group * kLanes;
-      add_tile<Real, kLanes, kReduce>(lanes, in.channels, labels, count, int(at - begin), counts, table);
-      if (group + 1 < groups) {  // the next group meets the same voxels
-        for (int v = 0; v < count; ++v) --counts[labels[v]];
-      }
-    }
-  }
-}
-
-template <class Real, RegionReduce kReduce>
-FASTSEG_ALWAYS_INLINE void pool_units_as(const RegionLabels& in, const RegionFeatures& features,
-                                         const RegionUnits& units, int64_t first, int64_t last,
-                                         void* tables) {
-  for (int64_t unit = first; unit < last; ++unit) {  // units of the same voxels follow one another
-    const int64_t group = unit % units.groups, partition = unit / units.groups % units.partitions;
-    const int64_t sample = unit / units.groups / units.partitions;
-    const int64_t begin = std::min(partition * units.partition_voxels, in.voxels);
-    const int64_t end = std::min(begin + units.partition_voxels, in.voxels);
-    char* memory = static_cast<char*>(tables) + unit * units.unit_bytes;
-    const int lanes = lanes_of_group(in.channels, group);
-    if (in.channels_last) {
-      pool_channels_last<Real, kReduce>(in, features, sample, begin, end, memory);
-    } else if (lanes == kLanes) {
-      pool_group<Real, kLanes, kReduce>(in, features, sample, group, begin, end, memory);
-    } else if (lanes == 4) {
-      pool_group<Real, 4, kReduce>(in, features, sample, group, begin, end, memory);
-    } else {
-      pool_group<Real, 1, kReduce>(in, features, sample, group, begin, end, memory);
-    }
-  }
-}
-
-template <class Real>
-FASTSEG_ALWAYS_INLINE void pool_units(const RegionLabels& in, const RegionFeatures& features,
-                                      RegionReduce reduce, const RegionUnits& units, int64_t begin,
-                                      int64_t end, void* tables) {
-  switch (reduce) {
-    case RegionReduce::kSum:
-    case RegionReduce::kMean:
-      return pool_units_as<Real, RegionReduce::kMean>(in, features, units, begin, end, tables);
-    case RegionReduce::kVariance:
-      return pool_units_as<Real, RegionReduce::kVariance>(in, features, units, begin, end, tables);
-    case RegionReduce::kMin:
-      return pool_units_as<Real, RegionReduce::kMin>(in, features, units, begin, end, tables);
-    case RegionReduce::kMax:
-      return pool_units_as<Real, RegionReduce::kMax>(in, features, units, begin, end, tables);
-    case RegionReduce::kStats:
-      return pool_units_as<Real, RegionReduce::kStats>(in, features, units, begin, end, tables);
-  }
-}
-
-FASTSEG_CPU_CLONES void pool_units_float(const RegionLabels& in, const RegionFeatures& features,
-                                         RegionReduce reduce, const RegionUnits& units, int64_t begin,
-                                         int64_t end, void* tables) {
-  pool_units<float>(in, features, reduce, units, begin, end, tables);
-}
 
 template <class Real>
 struct Outputs {
@@ -260,10 +117,18 @@ RegionUnits region_pool_units_cpu(const RegionLabels& in, const RegionFeatures& 
 
 void region_pool_cpu(const RegionLabels& in, const RegionFeatures& features, RegionReduce reduce,
                      const RegionUnits& units, int64_t begin, int64_t end, void* tables) {
-  if (features.kind == ScalarKind::kFloat64) {
-    pool_units<double>(in, features, reduce, units, begin, end, tables);
-  } else {
-    pool_units_float(in, features, reduce, units, begin, end, tables);
+  switch (reduce) {
+    case RegionReduce::kSum:
+    case RegionReduce::kMean:
+      return pool_mean(in, features, units, begin, end, tables);
+    case RegionReduce::kVariance:
+      return pool_variance(in, features, units, begin, end, tables);
+    case RegionReduce::kMin:
+      return pool_minimum(in, features, units, begin, end, tables);
+    case RegionReduce::kMax:
+      return pool_maximum(in, features, units, begin, end, tables);
+    case RegionReduce::kStats:
+      return pool_stats(in, features, units, begin, end, tables);
   }
 }
 
