@@ -28,6 +28,7 @@ OPS = ("masked_bce", "patch_entropy", "region_contrast", "region_pool", "region_
 TESTS = [f"tests/ops/test_{op}.py" for op in OPS]
 TRITON_TESTS = ["tests/ops/test_region_contrast_triton.py", "-k", "test_region_contrast.py"]
 OLDER_TORCH_SECONDS = 400  # PyPI's is the CUDA build with its libraries, 3 GB to download
+OLDER_NUMPY = "numpy<2.4"  # the interpreter of its Triton takes arrays for numbers, as NumPy then still did
 
 
 class Check:
@@ -66,10 +67,13 @@ class Check:
         return f"{self.use(self.cpu)}; built in {seconds:.0f} s"
 
     def check_wheel(self) -> str:
-        self.cpu.pip(
-            "wheel", "--no-deps", "--wheel-dir", self.work, self.sdist
-        )  # the one that pip has built, from its cache
-        (self.wheel,) = self.work.glob("*.whl")
+        told = self.cpu.pip("cache", "list", "--format", "abspath", "fastseg")
+        kept = [line for line in told.splitlines() if line.endswith(".whl")]
+        if kept:  # by pip, when it installed the sdist
+            self.wheel = Path(shutil.copy(kept[-1], self.work))
+        else:
+            self.cpu.pip("wheel", "--no-deps", "--wheel-dir", self.work, self.sdist)
+            (self.wheel,) = self.work.glob("*.whl")
         refuse(self.wheel, wheel_trouble(self.wheel, sdist_names(self.sdist), self.options.cuda))
         with zipfile.ZipFile(self.wheel) as archive:
             binary = read_binary(Path(archive.extract(EXTENSION, self.work / "unpacked")))
@@ -111,7 +115,7 @@ class Check:
 
     def older_torch(self) -> str:
         requirement = self.options.older_torch
-        environment = self.environment("older")
+        environment = self.environment("older", self.options.older_python)
         try:
             environment.pip("install", "--quiet", "--no-cache-dir", requirement, timeout=OLDER_TORCH_SECONDS)
         except Refused as error:
@@ -120,7 +124,7 @@ class Check:
             raise Skipped(
                 f"{requirement} cannot be had here: {str(error).splitlines()[-1].strip()}"
             ) from None
-        environment.pip("install", "--quiet", self.wheel)
+        environment.pip("install", "--quiet", self.wheel, OLDER_NUMPY)
         told = f"{self.use(environment)}; {self.test(environment, TESTS)}"
         if "triton" in environment.pip("list"):
             told += f"; Triton's kernels, by its interpreter: {self.test(environment, TRITON_TESTS)}"
@@ -128,8 +132,8 @@ class Check:
             shutil.rmtree(environment.folder)
         return told
 
-    def environment(self, name: str) -> Environment:
-        environment = Environment(self.work / name)
+    def environment(self, name: str, python: str = sys.executable) -> Environment:
+        environment = Environment(self.work / name, python)
         environment.variables |= {
             # Not by -C, with which pip keeps no wheel.
             "SKBUILD_CMAKE_DEFINE": f"FASTSEG_CUDA={'ON' if self.options.cuda else 'OFF'}",
@@ -175,6 +179,9 @@ def main() -> None:
         "--torch", default="torch==2.13.0", help="requirement or file of a wheel (%(default)s)"
     )
     parser.add_argument("--older-torch", default="torch==2.11.0", help="the same (%(default)s)")
+    parser.add_argument(
+        "--older-python", default=sys.executable, help="for it; the wheel is the same (this one)"
+    )
     parser.add_argument("--require-older-torch", action="store_true", help="fail where it cannot be had")
     parser.add_argument("--cuda", action="store_true", help="with the CUDA kernels, for all architectures")
     parser.add_argument("--keep", action="store_true", help="keep the environment of the older torch, 5 GB")

@@ -15,9 +15,9 @@ class Refused(Exception):
 
 
 class Environment:
-    """A virtual environment made from nothing in ``folder``, whose commands write to ``folder``.log."""
+    """A virtual environment of ``python`` made from nothing in ``folder``, whose commands write to ``folder``.log."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, python: str = sys.executable) -> None:
         self.folder, self.log = folder, folder.with_suffix(".log")
         self.empty = folder.with_suffix(".empty")  # where commands run, so that no source tree is in reach
         self.empty.mkdir(parents=True)
@@ -26,7 +26,7 @@ class Environment:
             for name, value in os.environ.items()
             if not name.startswith(("PYTHON", "PIP_TARGET", "VIRTUAL_ENV"))
         }
-        self.run([sys.executable, "-m", "venv", str(folder)])
+        self.run([python, "-m", "venv", str(folder)])
 
     def pip(self, *arguments: object, timeout: float | None = None) -> str:
         command = [self.bin("python"), "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
