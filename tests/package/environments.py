@@ -9,6 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+# What would let an environment see another one, or install elsewhere, or keep pip from keeping what it builds.
+HIDDEN = ("PYTHON", "VIRTUAL_ENV", "PIP_TARGET", "PIP_PREFIX", "PIP_USER", "PIP_NO_CACHE_DIR")
+
 
 class Refused(Exception):
     """A check failed; the message says how."""
@@ -21,11 +24,7 @@ class Environment:
         self.folder, self.log = folder, folder.with_suffix(".log")
         self.empty = folder.with_suffix(".empty")  # where commands run, so that no source tree is in reach
         self.empty.mkdir(parents=True)
-        self.variables = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("PYTHON", "PIP_TARGET", "VIRTUAL_ENV"))
-        }
+        self.variables = {name: value for name, value in os.environ.items() if not name.startswith(HIDDEN)}
         self.run([python, "-m", "venv", str(folder)])
 
     def pip(self, *arguments: object, timeout: float | None = None) -> str:

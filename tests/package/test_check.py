@@ -15,13 +15,14 @@ from .environments import Environment, Refused
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Environment:
     """Whose Python is this one."""
     monkeypatch.setattr(Environment, "bin", lambda self, name: sys.executable)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    for name in ("PYTHONPATH", "PIP_NO_CACHE_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
     return Environment(tmp_path / "env", python="true")  # in place of making one: it ends with 0
 
 
 def test_commands_see_no_source_tree(environment: Environment) -> None:
-    code = "import os; print(os.getcwd(), os.listdir(), 'PYTHONPATH' in os.environ)"
-    assert environment.run([sys.executable, "-c", code]) == f"{environment.empty} [] False\n"
+    code = "import os; print(os.getcwd(), os.listdir(), {'PYTHONPATH', 'PIP_NO_CACHE_DIR'} & {*os.environ})"
+    assert environment.run([sys.executable, "-c", code]) == f"{environment.empty} [] set()\n"
     assert "PYTHONPATH" in environment.log.read_text()
 
 
