@@ -57,7 +57,9 @@ def on_page_markdown(markdown, page, config, files):
 
 def on_post_page(output, page, config):
     """Nothing that a reader's browser loads comes from another host."""
-    loaded = re.search(r'<(?:script|img|iframe)[^>]*src="https?:|<link[^>]*rel="stylesheet"[^>]*href="https?:', output)
+    loaded = re.search(
+        r'<(?:script|img|iframe)[^>]*src="https?:|<link[^>]*rel="stylesheet"[^>]*href="https?:', output
+    )
     if loaded:
         raise PluginError(f"{page.file.src_uri} loads from elsewhere: {loaded[0]}")
     return output

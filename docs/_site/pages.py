@@ -40,9 +40,7 @@ def configuration() -> str:
             tables.append(f"| `{key}` | {default} | {_cell(meaning)} |")
     tables += ["", "## What a method changes", "", "| method | key | default |", "|---|---|---|"]
     for method, defaults in METHOD_DEFAULTS.items():
-        tables += [
-            f"| `{method}` | `{key}` | `{_yaml(value)}` |" for key, value in _flat(defaults, "")
-        ]
+        tables += [f"| `{method}` | `{key}` | `{_yaml(value)}` |" for key, value in _flat(defaults, "")]
     return "\n".join(tables) + "\n"
 
 
@@ -105,8 +103,10 @@ def _cell(text: str) -> str:
 def command_line() -> str:
     """Every command with its arguments, as --help prints them."""
     lines = ["# Command line", ""]
-    lines += ["`fastseg COMMAND --help` says the same. Exit codes: 0 done; 2 a mistake, which the message names; 75 stopped by a"]
-    lines += ["signal after a checkpoint; 130 Ctrl-C.", ""]
+    lines += [
+        "`fastseg COMMAND --help` says the same. Exit codes: 0 done; 2 a mistake, which the message names; 75"
+    ]
+    lines += ["stopped by a signal after a checkpoint; 130 Ctrl-C.", ""]
     for name, command in typer.main.get_command(app).commands.items():
         lines += [f"## fastseg {name}", "", " ".join(command.help.split()), ""]
         if command.params:
@@ -124,10 +124,25 @@ def command_line() -> str:
 def examples(folder: Path) -> str:
     """Every script of `folder`, with what its docstring says."""
     lines = ["# Examples", ""]
-    lines += ["The ops in other people's code: the scripts of the folder `examples`, each of which the tests run.", ""]
+    lines += [
+        "The ops in other people's code: the scripts of the folder `examples`, each of which the tests run.",
+        "",
+    ]
     for path in sorted(folder.glob("*.py")):
         source = path.read_text()
         title, _, rest = ast.get_docstring(ast.parse(source)).partition("\n")
         body = source.split('"""', 2)[2].strip()
-        lines += [f"## {path.stem}", "", title, rest, "", f"`python examples/{path.name}`", "", "```python", body, "```", ""]
+        lines += [
+            f"## {path.stem}",
+            "",
+            title,
+            rest,
+            "",
+            f"`python examples/{path.name}`",
+            "",
+            "```python",
+            body,
+            "```",
+            "",
+        ]
     return "\n".join(lines)
