@@ -18,6 +18,8 @@ from fastseg.train.config import METHOD_DEFAULTS, Config
 from fastseg.train.section import Section
 from fastseg.train.template import TEMPLATE
 
+_LIKE_TRAIN = ("data.validation", "data.test", "data.target")
+
 
 def configuration() -> str:
     """A table per section; meanings are the comments of what `fastseg init` writes."""
@@ -27,16 +29,20 @@ def configuration() -> str:
         "Every key of the YAML file, as `fastseg init` writes it; any can be overridden on the command line, as in",
         "`train.steps=500`. Unknown keys are refused with the nearest known one.",
     ]
-    for name, section in _sections(Config):
+    for name, section, chosen in _sections(Config):
         tables += ["", f"## {name or 'The run'}", ""]
         if meanings.get(name):
             tables += [_cell(meanings[name][0].upper() + meanings[name][1:]) + ".", ""]
         tables += ["| key | default | |", "|---|---|---|"]
         for key, field in section.model_fields.items():
-            if _section_of(field.annotation) is not None:
+            path = f"{name}.{key}".strip(".")
+            if _section_of(field.annotation) is not None and path not in _LIKE_TRAIN:
                 continue
-            default = "required" if field.default is PydanticUndefined else f"`{_yaml(field.default)}`"
-            meaning = meanings.get(f"{name}.{key}".strip("."), "")
+            default = field.default if chosen is None else getattr(chosen, key)
+            default = "required" if default is PydanticUndefined else f"`{_yaml(default)}`"
+            meaning = meanings.get(path, "")
+            if path in _LIKE_TRAIN:
+                meaning = "; ".join(filter(None, ("entries as under data.train", meaning)))
             tables.append(f"| `{key}` | {default} | {_cell(meaning)} |")
     tables += ["", "## What a method changes", "", "| method | key | default |", "|---|---|---|"]
     for method, defaults in METHOD_DEFAULTS.items():
@@ -44,12 +50,15 @@ def configuration() -> str:
     return "\n".join(tables) + "\n"
 
 
-def _sections(section: type[Section], name: str = ""):
-    yield name, section
+def _sections(section: type[Section], name: str = "", chosen: Section | None = None):
+    """Dotted name, class, and the section that stands there by default, where there is one."""
+    yield name, section, chosen
     for key, field in section.model_fields.items():
         inner = _section_of(field.annotation)
-        if inner is not None and f"{name}.{key}" not in ("data.validation", "data.test", "data.target"):
-            yield from _sections(inner, f"{name}.{key}".strip("."))
+        if inner is not None and f"{name}.{key}" not in _LIKE_TRAIN:
+            default = field.default if chosen is None else getattr(chosen, key)
+            standing = default if isinstance(default, Section) else None
+            yield from _sections(inner, f"{name}.{key}".strip("."), standing)
 
 
 def _section_of(annotation) -> type[Section] | None:
@@ -123,26 +132,15 @@ def command_line() -> str:
 
 def examples(folder: Path) -> str:
     """Every script of `folder`, with what its docstring says."""
-    lines = ["# Examples", ""]
-    lines += [
-        "The ops in other people's code: the scripts of the folder `examples`, each of which the tests run.",
-        "",
+    parts = [
+        "# Examples\n",
+        "The ops in other people's code: the scripts of the folder `examples`, each of which the tests run.\n",
     ]
     for path in sorted(folder.glob("*.py")):
         source = path.read_text()
-        title, _, rest = ast.get_docstring(ast.parse(source)).partition("\n")
+        said = ast.get_docstring(ast.parse(source))
+        if "torchrun" not in said:
+            said += f"\n\n    python examples/{path.name}"
         body = source.split('"""', 2)[2].strip()
-        lines += [
-            f"## {path.stem}",
-            "",
-            title,
-            rest,
-            "",
-            f"`python examples/{path.name}`",
-            "",
-            "```python",
-            body,
-            "```",
-            "",
-        ]
-    return "\n".join(lines)
+        parts.append(f"## {path.stem}\n\n{said}\n\n```python\n{body}\n```\n")
+    return "\n".join(parts)
