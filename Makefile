@@ -73,5 +73,5 @@ $(VENV)/.built: $(VENV)/.depends $(SOURCES)
 	@touch $@
 
 $(VENV)/.documents: $(VENV)/.built
-	$(PIP) install $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
+	$(PIP) install $$($(BIN)/python -c 'from importlib.metadata import requires; print(*(r.split(";")[0] for r in requires("fastseg") if "docs" in r.split(";")[-1]))')
 	@touch $@
