@@ -20,7 +20,11 @@ class Regions(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = nn.Conv2d(1, 8, 3, padding=1)
+        self.weight = nn.Parameter(torch.randn(8, 1, 1))
+
+    def features(self, image: torch.Tensor) -> torch.Tensor:
+        # No convolution: the CPU backend of torch 2.13 compiles one anew for every size, whatever stands around it.
+        return torch.tanh(image * self.weight)
 
     def forward(self, image: torch.Tensor, regions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         features = self.features(image)
@@ -50,7 +54,7 @@ def main(backend: str = "inductor") -> dict[str, float]:
     compiled = torch.compile(step, fullgraph=True, dynamic=True, backend=counter)
     for size in (24, 32, 40):
         losses = [function(network, *batch(size)) for function in (step, compiled)]
-        gradients = [torch.autograd.grad(loss, network.features.weight)[0] for loss in losses]
+        gradients = [torch.autograd.grad(loss, network.weight)[0] for loss in losses]
         first = first or counter.frame_count
         difference = max(difference, (gradients[0] - gradients[1]).abs().max().item())
 
