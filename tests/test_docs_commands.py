@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The tutorial runs whole, as a reader would follow it, and configurations and commands on all other pages are valid.
 
-Those commands name data, clusters or hours that tests do not have: they are parsed instead, so that no command, option, key
-or file of the repository is named that is not there.
+Those commands name data, clusters or hours that tests do not have: they are parsed instead, so that no command, option,
+key or file of the repository is named that is not there.
 """
 
 from __future__ import annotations
