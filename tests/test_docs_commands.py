@@ -8,6 +8,7 @@ key or file of the repository is named that is not there.
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ import typer
 import yaml
 
 from fastseg.cli import app
-from fastseg.train.config import METHOD_SECTIONS
+from fastseg.train.config import METHOD_SECTIONS, Config
 from fastseg.train.config_file import load_config, parse_config
 from tests.pages import ROOT, TUTORIAL, blocks, each_page, name_of
 from tests.project import fastseg
@@ -93,3 +94,25 @@ def check_command(words: list[str]) -> None:
     config = context.params.get("config")
     if config is not None and str(config).startswith("configs/"):
         load_config(ROOT / config, context.params["overrides"] or [])
+
+
+def test_the_site_has_every_key_and_command() -> None:
+    """The pages made from code, and the comments of the template in their place."""
+    pages = runpy.run_path(str(ROOT / "docs/_site/pages.py"))
+    configuration, command_line = pages["configuration"](), pages["command_line"]()
+    for name, section, _ in pages["_sections"](Config):
+        part = configuration.partition(f"\n## {name or 'The run'}\n")[2].partition("\n## ")[0]
+        for key, field in section.model_fields.items():
+            if pages["_section_of"](field.annotation) is None:
+                assert f"\n| `{key}` | " in part, f"{name}.{key}"
+    for row in (
+        "| `patch` | required | z, y, x for a 3D network; [256, 256] makes it a 2D one |",
+        "| `mask` | `null` | per voxel 0 ignored, 1 labelled, 2 pseudo-labelled |",
+        "| `kind` | `sliding_cnn` |",  # the default of sparse_2d3d.network, not that of network
+        "or resnet50, with five strides; sliding_cnn: a light network for slices; fcnn: that of patch_contrast |",
+        "| `patch_contrast` | `train.batch` | `10` |",
+    ):
+        assert row in configuration, row
+    for name in typer.main.get_command(app).commands:
+        assert f"\n## fastseg {name}\n" in command_line
+    assert "| `--resume` | Go on from the newest checkpoint. |" in command_line
