@@ -1,4 +1,4 @@
-# make demo | test | lint | format | bench | package-check | gpu-check | clean
+# make demo | test | lint | format | docs | bench | package-check | gpu-check | clean
 #
 # Everything lives in a virtual environment of the project's own. A torch >= 2.11 that PYTHON can import is
 # used there as it is; otherwise $(TORCH) is installed. For a build of torch of your own choice, install it
@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := CMakeLists.txt $(shell find csrc kernels -type f) $(shell find python -type d -not -name __pycache__)
 CPP := $(shell git ls-files '*.cpp' '*.cu' '*.cuh' '*.h' 2>/dev/null)
 
-.PHONY: demo test lint format bench package-check gpu-check clean
+.PHONY: demo test lint format docs bench package-check gpu-check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.built
@@ -33,6 +33,11 @@ format: $(VENV)/.built
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
+
+# The site, for python3 -m http.server -d build/site; a warning is an error.
+docs: $(VENV)/.documents
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo wrote build/site
 
 bench: $(VENV)/.built
 	$(BIN)/python benchmarks/run.py $(ARGS)
@@ -68,5 +73,9 @@ $(VENV)/.depends: pyproject.toml | $(VENV)/.created
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.depends $(SOURCES)
-	$(PIP) install --no-build-isolation -e '.[train,test,lint]'
+	$(PIP) install --no-build-isolation -e '.[train,test,lint,examples]'
+	@touch $@
+
+$(VENV)/.documents: $(VENV)/.built
+	$(PIP) install $$($(BIN)/python -c 'from importlib.metadata import requires; print(*(r.split(";")[0] for r in requires("fastseg") if "docs" in r.split(";")[-1]))')
 	@touch $@

@@ -110,8 +110,7 @@ def masked_weighted_bce_terms(
 ) -> BCETerms:
     """`masked_weighted_bce` together with what it is made of, for logging, from the same pass.
 
-    Args:
-        As for `masked_weighted_bce`. reduction="none" takes a second pass.
+    Arguments are those of `masked_weighted_bce`; reduction="none" takes a second pass.
 
     Returns:
         BCETerms(loss, labelled, pseudo, labelled_count, pseudo_count): the loss; the mean of weight * l over

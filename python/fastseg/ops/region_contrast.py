@@ -158,8 +158,7 @@ def region_contrast_rows(
 ) -> ContrastRows:
     """`region_contrast` row by row, with what other sums and means over pairs are made of, from the same pass.
 
-    Args:
-        As for `region_contrast`.
+    Arguments are those of `region_contrast`.
 
     Returns:
         ContrastRows(loss, positives, similarity, log_denominator), each (M,). loss: as for reduction="none".

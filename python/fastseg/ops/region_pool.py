@@ -87,8 +87,7 @@ def region_pool(
 def region_stats(features: Tensor, regions: Tensor, num_regions: int, *, impl: str = "auto") -> RegionStats:
     """Count, mean, variance, minimum and maximum of every region, in one pass over the features.
 
-    Args:
-        As for `region_pool`.
+    Arguments are those of `region_pool`.
 
     Returns:
         RegionStats(count, mean, variance, minimum, maximum), as `region_pool` gives each; all but the count
