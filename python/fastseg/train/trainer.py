@@ -199,7 +199,7 @@ class _Training:
         if self.log is not None:
             self.log.write_validation({"step": done, **measures})
             if is_best:
-                self.run.save_best({**self._weights(done), "measures": measures})
+                self.run.save_best({**self._weights(done), "measures": measures, "measure": self.measure})
         shown = "  ".join(f"{name} {value:.4f}" for name, value in measures.items())
         self.progress.tell(
             f"step {done}/{self.settings.steps}  validation {shown}{'  (best)' if is_best else ''}"
