@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The page that every run of every method leaves: what it says is what was logged, and it stands by itself."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import yaml
+
+from fastseg.commands import report as command_module
+from fastseg.report.pictures import outline
+from tests.methods.pretraining import draw_scene
+from tests.methods.tissue import scene
+from tests.project import command, fastseg, make_project
+from tests.report.page import Page, curves_of, read_page
+from tests.train.processes import finish, start
+
+TARGET = "data.target=[{raw: phantoms.h5:/raw, labels: phantoms.h5:/somata, region: {z: [12, 24]}}]"
+HELD_OUT = "data.validation=[{raw: phantoms.h5:/raw, labels: phantoms.h5:/somata, region: {z: [16, 20]}}]"
+SHORT = ["train.steps=8", "train.checkpoint_every=4", "train.validate_every=4", "train.precision=fp32"]
+
+
+def train(config: object, *overrides: object, code: int = 0) -> Path:
+    done = fastseg("train", config, *overrides)
+    assert done.returncode == code, done.stderr
+    output = next((str(o)[7:] for o in overrides if str(o).startswith("output=")), None)
+    return Path(output or yaml.safe_load(Path(str(config)).read_text())["output"])
+
+
+def logged(run: Path, name: str, file: str = "log.jsonl") -> np.ndarray:
+    rows = [json.loads(line) for line in (run / file).open()]
+    return np.array([[row["step"], row[name]] for row in rows if name in row])
+
+
+def table(page: Page) -> dict[str, dict[str, float]]:
+    """The results by row, "chosen" and "last", and by measure."""
+    names, *rows = re.findall(r"<tr>(.*?)</tr>", re.search(r"<h2>Results.*?</table>", page.source, re.S)[0])
+    measures = re.findall(r"<th>(\w+)", names)
+    found = {}
+    for row in rows:
+        label = re.search(r"<th>(\w+)", row)[1]
+        found[label] = dict(zip(measures, re.findall(r"<td>(.*?)</td>", row), strict=True))
+    return found
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Supervised, chosen by morphology, with validation volumes and labels of the target."""
+    config = make_project(tmp_path_factory.mktemp("page"))
+    steps = ["train.steps=28", "train.learning_rate=0.02", "train.precision=fp32", "train.validate_every=6"]
+    stop = "train.stop={rule: morphology, every: 1}"
+    return train(config, *steps, stop, TARGET, HELD_OUT)
+
+
+def test_curves_and_table_say_what_was_logged(run: Path) -> None:
+    page = read_page(run)
+    for title, name, file in (
+        ("Training loss", "loss", "log.jsonl"),
+        ("Learning rate", "learning_rate", "log.jsonl"),
+        ("Validation: dice", "dice", "validation.jsonl"),
+        ("Morphology: distance between target and source", "morphology_distance", "validation.jsonl"),
+        ("target_solidity", "target_solidity", "validation.jsonl"),
+        ("Target against its labels", "target_dice", "validation.jsonl"),
+    ):
+        rows = logged(run, name, file)
+        steps, values = curves_of(page.source, title)[0]
+        assert np.allclose(steps, rows[:, 0], atol=0.05), title
+        assert np.allclose(values, rows[:, 1], atol=0.01 * np.ptp(rows[:, 1]) + 1e-9), title
+    looks = {row["step"]: row for row in map(json.loads, (run / "validation.jsonl").open())}
+    best = min(
+        (r for r in looks.values() if "morphology_distance" in r), key=lambda r: r["morphology_distance"]
+    )
+    assert best["step"] == 4  # so that it is not the last, here
+    assert f"chosen: {best['step']}" in page.text
+    assert (
+        f"step {best['step']}: the lowest morphology_distance, {best['morphology_distance']:.6g}" in page.text
+    )
+    found = table(page)
+    for label, row in (("chosen", best), ("last", looks[28])):
+        assert {k: v for k, v in found[label].items() if v != "&ndash;"} == {
+            k: f"{v:.4g}" for k, v in row.items() if k != "step"
+        }
+    source = json.loads((run / "source_morphology.json").read_text())["values"][0]
+    assert f"source {source:.4g}" in page.text
+    assert page.text.count("for the record") == 3  # above two columns, and beside the curves
+    assert "decided nothing" in page.text
+
+
+def test_what_was_run_and_its_pictures(run: Path) -> None:
+    page = read_page(run)
+    stated = page.text
+    for fact in (
+        "method supervised",
+        "seed 0",
+        "steps 28 of 28, batch 2",
+        "state finished",
+        "fastseg 0.",
+        "cpu (",
+    ):
+        assert fact in stated, fact
+    assert (
+        "phantoms.h5:/raw, labels phantoms.h5:/somata, annotated axis z every 4, region z [0, 16]" in stated
+    )
+    pictures = re.findall(
+        r"(\w+): phantoms.h5:/raw, z (\d+), y 0 to 63, x 0 to 63\. Dice here [\d.]+", stated
+    )
+    assert [part for part, _ in pictures] == ["training"] * 2 + ["validation"] * 2 + ["target"] * 2
+    assert all(int(z) % 4 == 0 and int(z) < 16 for part, z in pictures if part == "training")  # as annotated
+    # A picture is stored once; raw data, and the same again below both outlines.
+    assert len(page.all("use")) == 6
+    assert len(page.all("image")) == 6 * 3
+    configuration = re.search(r"<details>.*?<pre>(.*?)</pre>", page.source, re.S)[1]
+    assert "stop:" in configuration
+    assert yaml.safe_load((run / "config.yaml").read_text()) == yaml.safe_load(
+        Page(f"<p>{configuration}</p>").words[0]
+    )
+
+
+def test_report_writes_it_again(run: Path) -> None:
+    before = (run / "report.html").read_text()
+    (run / "report.html").unlink()
+    assert fastseg("predict", run).returncode == fastseg("evaluate", run).returncode == 0
+    done = fastseg("report", run)
+    assert (done.returncode, done.stdout) == (0, f"wrote {run}/report.html\n")
+    page = read_page(run)
+    assert "Test volumes" not in before
+    assert "Test volumes" in page.text
+    assert not [a for a in page.all("img") if a["alt"] != "test_0.png"]
+    assert len(page.source) < 2_000_000
+    done = fastseg("report", run.parent)
+    assert (done.returncode, "holds no run" in done.stderr) == (0, False)  # its runs are its phases
+    done = fastseg("report", run / "checkpoints")
+    assert (done.returncode, "holds no run: neither config.yaml nor log.jsonl" in done.stderr) == (2, True)
+
+
+def test_names_cannot_break_out(tmp_path: Path) -> None:
+    folder = tmp_path / '<img src=x onerror="alert(1)">&amp;'
+    folder.mkdir()
+    config = make_project(folder)
+    evil = "phantoms.h5:/<script>alert(1)<script>"
+    with h5py.File(folder / "phantoms.h5", "r+") as file:
+        file["<script>alert(1)<script>"] = file["raw"][:]
+    run = train(config, f"data.train.0.raw={json.dumps(evil)}", f"output={folder}/<b>", *SHORT)
+    page = read_page(run)
+    assert evil in page.text
+    assert "<b>" in page.text
+    assert not [a for a in page.all("img") if a.get("src") == "x"]
+
+
+def test_sparse_2d3d_has_its_phases(tmp_path: Path) -> None:
+    config = make_project(tmp_path)
+    small = "sparse_2d3d={patch: [32, 32], steps: 4, batch: 2}"
+    run = train(config, "method=sparse_2d3d", small, HELD_OUT, *SHORT)
+    page = read_page(run)
+    assert "method sparse_2d3d" in page.text
+    phase = page.source[page.source.index("Phase: slices") :]
+    assert "steps</dt><dd>4 of 4" in phase
+    rows = logged(run / "slices", "loss")
+    assert np.allclose(curves_of(phase, "Training loss")[0][1], rows[:, 1], atol=0.01)
+    assert len(page.all("use")) == 4
+
+
+def test_patch_contrast(tmp_path: Path) -> None:
+    config = scene(tmp_path)
+    run = train(config, f"output={tmp_path / 'run'}", "train.steps=20")
+    page = read_page(run)
+    assert [a["alt"] for a in page.all("img")] == ["patch_contrast.png"]
+    assert "the highest separation" in page.text
+    assert "Validation: separation" in page.text
+    for note in json.loads((run / "channels.json").read_text())["notes"]:
+        assert note in page.text
+    assert len(page.all("use")) == 2
+    assert "no labels here" in page.text
+
+
+def test_region_contrast(tmp_path: Path) -> None:
+    draw_scene(tmp_path)
+    before = train(tmp_path / "run.yaml", f"output={tmp_path / 'before'}")
+    page = read_page(before)
+    assert [a["alt"] for a in page.all("img")] == ["regions.png"]
+    assert not page.all("use")  # it segments nothing
+    for note in json.loads((before / "pretraining.json").read_text())["notes"]:
+        assert note in page.text
+    finetune = [
+        "data.train=[{raw: images/*.png, labels: truth/*.png}]",
+        "region_contrast.stage=finetune",
+        f"network.weights={before}",
+    ]
+    page = read_page(train(tmp_path / "run.yaml", f"output={tmp_path / 'after'}", *finetune))
+    assert len(page.all("use")) == 2
+
+
+def test_a_resumed_run(tmp_path: Path) -> None:
+    config = make_project(tmp_path)
+    run = train(config, HELD_OUT, *SHORT)
+    (run / "checkpoints/step_00000008.pt").unlink()
+    done = fastseg("train", config, HELD_OUT, *SHORT, "--resume")
+    assert done.returncode == 0, done.stderr
+    page = read_page(run)
+    assert "finished, in 2 sessions" in page.text
+    ((steps, values),) = curves_of(page.source, "Training loss")
+    rows = logged(run, "loss")
+    assert np.allclose(steps, np.arange(8), atol=0.05)
+    assert np.allclose(values, rows[:, 1], atol=0.01)
+
+
+def test_a_run_that_failed_and_a_start_that_was_refused(tmp_path: Path) -> None:
+    config = make_project(tmp_path)
+    overrides = ["train.learning_rate=1e30", "train.clip_norm=null", "network.norm=none"]
+    run = train(config, *SHORT, *overrides, code=2)
+    page = read_page(run)
+    assert "the training failed: the loss became" in page.text
+    assert not page.all("use")
+    (run / "report.html").write_text("an earlier page")
+    train(config, *SHORT, "data.train.0.raw=none.h5:/raw", code=2)
+    assert (run / "report.html").read_text() == "an earlier page"
+
+
+def test_a_run_that_was_killed(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    rows = "".join(
+        json.dumps({"step": i, "loss": 1 / (i + 1), "gradient_norm": None}) + "\n" for i in range(30)
+    )
+    (run / "log.jsonl").write_text(rows + '{"step": 30, "lo')
+    (run / "validation.jsonl").write_text('{"step": 10, "dice": 0.5}\nnull\n{"step": "x"}\n')
+    (run / "config.yaml").write_text("train: [unfinished")
+    done = fastseg("report", run)
+    assert done.returncode == 0, done.stderr
+    page = read_page(run)
+    ((steps, values),) = curves_of(page.source, "Training loss")
+    assert np.allclose(values, 1 / (steps.round() + 1), atol=0.01)
+    assert len(steps) == 30
+    assert "no sample predictions: there is no checkpoint yet" in page.text
+    assert "is no readable YAML" in page.text
+    assert "gradient_norm was not finite in 30 of 30 steps" in page.text
+
+
+def test_long_logs_make_no_long_page(tmp_path: Path) -> None:
+    run, rng = tmp_path / "run", np.random.default_rng(0)
+    run.mkdir()
+    values = rng.normal(1, 0.1, (100_000, 6)).tolist()
+    names = ["loss", "learning_rate", "gradient_norm", "intra", "inter", "entropy"]
+    with (run / "log.jsonl").open("w") as file:
+        for step, row in enumerate(values):
+            file.write(json.dumps({"step": step, **dict(zip(names, row, strict=True))}) + "\n")
+    with (run / "validation.jsonl").open("w") as file:
+        for step in range(0, 100_000, 10):
+            file.write(json.dumps({"step": step, "dice": values[step][0]}) + "\n")
+    assert fastseg("report", run).returncode == 0
+    page = read_page(run)
+    assert len(page.source) < 200_000
+    assert len(page.all("figure")) == 7
+
+
+def test_a_report_that_cannot_be_written_fails_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object, **options: object) -> str:
+        raise RuntimeError("out of\nluck")
+
+    monkeypatch.setattr(command_module, "render_page", broken)
+    config = make_project(tmp_path)
+    done = fastseg("train", config, *SHORT)
+    assert done.returncode == 0
+    told = [line for line in done.stderr.splitlines() if line.startswith("fastseg:")]
+    run = tmp_path / "run"
+    assert told == [f"fastseg: no report: out of luck; fastseg report {run} tries again"]
+    assert not (run / "report.html").exists()
+
+
+def test_two_processes_write_one(tmp_path: Path) -> None:
+    config = make_project(tmp_path)
+    done = finish(start(2, command("train", config, *SHORT)))
+    assert [process.returncode for process in done] == [0, 0], done
+    assert sum("report: " in process.stdout for process in done) == 1
+    page = read_page(tmp_path / "run")
+    assert "2 process(es)" in page.text
+    assert len(page.all("use")) == 2
+
+
+def test_the_outline_is_the_inner_border() -> None:
+    mask = np.zeros((6, 6), bool)
+    mask[1:5, 1:5] = True
+    expected = mask.copy()
+    expected[2:4, 2:4] = False
+    assert np.array_equal(outline(mask), expected)
+    assert not outline(np.ones((4, 4), bool)).any()  # it may go on beyond the picture
