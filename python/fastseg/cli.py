@@ -92,6 +92,10 @@ def predict(
             metavar="z=A:B,...", help="The part of --raw to segment, in voxels, as in z=0:64,x=100:356."
         ),
     ] = None,
+    voxel_size: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="Z,Y,X", help="Of --raw, in micrometres, where the file does not state it."),
+    ] = None,
     overrides: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
@@ -109,7 +113,14 @@ def predict(
     from fastseg.commands.infer import predict_run
 
     files = predict_run(
-        run, raw=raw, output=output, axes=axes, region=region, overrides=overrides or [], restart=restart
+        run,
+        raw=raw,
+        output=output,
+        axes=axes,
+        region=region,
+        voxel_size=voxel_size,
+        overrides=overrides or [],
+        restart=restart,
     )
     for path in files:
         print(f"wrote {path}")

@@ -80,7 +80,7 @@ def test_a_huge_volume_is_read_in_small_boxes(
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["data"]["train"] = [{"raw": str(tmp_path / "huge.npy"), "labels": str(tmp_path / "labels.npy")}]
     config["data"]["normalize"] = "range"
-    config["predict"]["window"] = None
+    config["predict"] |= {"window": None, "overlap": 0}
     folder = RunFolder(tmp_path / "run")
     Path(folder.path).mkdir()
     (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(config))

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from fastseg.data.intensity import measure_intensity
+from fastseg.data.resampled import ResampledVolume
 from fastseg.data.volumes import Volume
 from fastseg.errors import InputError
 from fastseg.methods.registry import build_network
@@ -25,6 +26,7 @@ from fastseg.predict import (
     predict_to_file,
     probability_of,
     refine_file,
+    restore_file,
 )
 from fastseg.train.config import Config
 from fastseg.train.device import autocast_dtype
@@ -96,20 +98,49 @@ def segment(
     path: str,
     ranks: Ranks,
     *,
+    as_stored: bool = True,
     restart: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Segment a volume into the file ``path`` as ``fastseg predict`` does, shared out over all processes."""
+    """Segment a volume into the file ``path`` as ``fastseg predict`` does, shared out over all processes.
+
+    as_stored: a volume that is resampled as it is read is written on the grid of its file; otherwise on its own.
+    """
     steps = config.predict.morphology_steps(len(config.data.patch), config.slice_axis)
-    predicted = "{}_as_predicted{}".format(*os.path.splitext(path)) if steps else path
-    _predict(volume, network, config, predicted, ranks, restart=restart, quiet=quiet)
-    if not steps:
-        return
-    shared = {"rank": ranks.rank, "world": ranks.count, "barrier": ranks.meet}
-    refine_file(predicted, path, steps, source=volume, restart=restart, **shared)
+    back = volume if as_stored and isinstance(volume, ResampledVolume) else None
+    before_steps = _beside(path, "as_predicted") if steps else path
+    predicted = before_steps if back is None else _beside(path, "at_voxel_size")
+    _predict(
+        volume, network, config, predicted, ranks, probability=back is not None, restart=restart, quiet=quiet
+    )
+    options: dict[str, Any] = {"restart": restart}
+    options |= {"rank": ranks.rank, "world": ranks.count, "barrier": ranks.meet}
+    if back is not None:
+        settings = config.predict
+        restore_file(
+            predicted,
+            before_steps,
+            source=back,
+            threshold=settings.threshold,
+            probability=settings.probability,
+            **options,
+        )
+        _remove(predicted, ranks)
+    if steps:
+        source = volume if back is None else back.stored
+        refine_file(before_steps, path, steps, source=source, **options)
+        _remove(before_steps, ranks)
+
+
+def _beside(path: str, what: str) -> str:
+    stem, suffix = os.path.splitext(path)
+    return f"{stem}_{what}{suffix}"
+
+
+def _remove(path: str, ranks: Ranks) -> None:
     if ranks.first:
         with contextlib.suppress(OSError):
-            (shutil.rmtree if os.path.isdir(predicted) else os.remove)(predicted)
+            (shutil.rmtree if os.path.isdir(path) else os.remove)(path)
 
 
 def _predict(
@@ -119,9 +150,14 @@ def _predict(
     path: str,
     ranks: Ranks,
     *,
+    probability: bool,
     restart: bool,
     quiet: bool,
 ) -> None:
+    """probability: keep it whatever ``predict.probability`` says."""
+    settings = decided_by(config, network, ranks.device)
+    if isinstance(volume, ResampledVolume):
+        settings["resampled by"] = list(volume.ratio)
     sizes = {"predict.batch": config.predict.batch, "predict.block_voxels": config.predict.block_voxels}
     with explaining_out_of_memory(ranks, sizes, "lower one of them"):
         predict = predictor(network, volume, config, ranks.device)
@@ -132,9 +168,9 @@ def _predict(
             ranks.from_first(tiling_of(config, predict, volume, ranks.device)),
             classes=len(config.data.classes or [1]),
             threshold=config.predict.threshold,
-            probability=config.predict.probability,
+            probability=probability or config.predict.probability,
             device=ranks.device,
-            settings=decided_by(config, network, ranks.device),
+            settings=settings,
             restart=restart,
             rank=ranks.rank,
             world=ranks.count,

@@ -120,7 +120,8 @@ def infer_pseudo_labels(
     done = ranks.from_first(resume and _read_json(folder.file("done.json")) == record)
     if not done:
         for volume, path in zip(volumes, paths, strict=True):
-            segment(volume.raw, network, slices, path, ranks, restart=not resume, quiet=quiet)
+            options = {"as_stored": False, "restart": not resume, "quiet": quiet}
+            segment(volume.raw, network, slices, path, ranks, **options)
         if ranks.first:
             write_atomically(folder.file("done.json"), json.dumps(record, indent=2).encode())
     dataset = "segmentation" if config.sparse_2d3d.pseudo_labels == "hard" else "probability"

@@ -5,6 +5,7 @@ from fastseg.predict.files import predict_to_file, show_progress
 from fastseg.predict.grid import Block, Grid, Tiling
 from fastseg.predict.network import Flips, choose_batch, fingerprint, probability_of
 from fastseg.predict.refine import refine_file
+from fastseg.predict.restore import restore_file
 from fastseg.predict.stream import CHUNK, Network, predict_blocks
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "predict_to_file",
     "probability_of",
     "refine_file",
+    "restore_file",
     "show_progress",
 ]
