@@ -37,7 +37,7 @@ def render_page(record: Record, samples: dict[str, list[Sample]], notes: Sequenc
         _results(record),
         _evaluation(record),
         f"<h2>Curves</h2>{draw_charts(record) or '<p>No step was logged.</p>'}",
-        _samples(samples),
+        _samples(record, samples),
         _figures(record),
         *(_phase(phase) for phase in record.phases),
         _configuration(record),
@@ -195,15 +195,17 @@ def _number(value: Any) -> str:
     return f"{value:.4g}" if known else "&ndash;"
 
 
-def _samples(samples: dict[str, list[Sample]]) -> str:
+def _samples(record: Record, samples: dict[str, list[Sample]]) -> str:
     if not any(samples.values()):
         return ""
+    size = record.value("data", "voxel_size")
+    at = f" Voxels are those of data.voxel_size, {size}." if size else ""
     numbered = enumerate((part, sample) for part, found in samples.items() for sample in found)
     pictures = "".join(_picture(part, sample, number) for number, (part, sample) in numbered)
     return (
         "<h2>Samples</h2><p>As stored, and with the outlines of the <b class='prediction'>prediction</b> of the chosen "
         "step and of the <b class='truth'>labels</b>, of the first class. Each was predicted by itself, so that its "
-        f'border may differ from what fastseg predict writes.</p><div class="row">{pictures}</div>'
+        f'border may differ from what fastseg predict writes.{escape(at)}</p><div class="row">{pictures}</div>'
     )
 
 
