@@ -19,7 +19,7 @@ from fastseg.data.cache import ChunkCache
 from fastseg.data.resampled import ResampledVolume, resampled, resampled_annotated
 from fastseg.data.volumes import Volume, open_volume
 from fastseg.errors import InputError
-from tests.data.scenes import stored
+from tests.data.scenes import sizes_read, stored
 
 SHAPE = (9, 14, 23)
 RATIOS = [(2.0, 1.0, 3.0), (0.5, 1.7, 1.0), (1.3, 0.31, 2.5), (4.2, 7.9, 0.2), (1.0, 1.0, 0.999)]
@@ -140,15 +140,7 @@ def test_sizes_places_and_blocks(volumes: dict[str, Volume]) -> None:
 
 def test_large_boxes_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     volume = stored(tmp_path, "a", np.zeros((64, 64, 64), "u1"))
-    sizes = []
-    read = Volume.read
-
-    def counted(self: Volume, start: object, stop: object, out: object = None) -> np.ndarray:
-        box = read(self, start, stop, out)
-        sizes.append(box.size)
-        return box
-
-    monkeypatch.setattr(Volume, "read", counted)
+    sizes = sizes_read(monkeypatch)
     monkeypatch.setattr(module, "_MOST_STORED", 4096)
     ResampledVolume(volume, (4.0, 4.0, 4.0))[:]
     assert max(sizes) <= 4096

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from fastseg.commands import report as command_module
+from fastseg.errors import Interrupted
 from fastseg.report.pictures import outline
 from tests.methods.pretraining import draw_scene
 from tests.methods.tissue import scene
@@ -291,3 +292,26 @@ def test_the_outline_is_the_inner_border() -> None:
     expected[2:4, 2:4] = False
     assert np.array_equal(outline(mask), expected)
     assert not outline(np.ones((4, 4), bool)).any()  # it may go on beyond the picture
+
+
+def test_a_run_that_was_asked_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_project(tmp_path)
+    run = train(config, *SHORT)
+    (run / "report.html").unlink()
+
+    def stopped(*arguments: object, **options: object) -> None:
+        row = {
+            "begun": "2026-01-01",
+            "seconds": 7200.0,
+            "ended": "interrupted",
+            "why": "asked to stop by SIGTERM",
+        }
+        (run / "sessions.json").write_text(json.dumps([row]))
+        raise Interrupted("asked to stop by SIGTERM")
+
+    monkeypatch.setattr(command_module, "train", stopped)
+    assert fastseg("train", config, *SHORT, "--resume").returncode == 75
+    page = read_page(run)
+    assert "state interrupted: asked to stop by SIGTERM" in page.text
+    assert "time 2.0 h" in page.text
+    assert not page.all("use")  # it may be short of time

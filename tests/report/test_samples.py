@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from fastseg.data.annotations import AnnotatedVolume, Annotation
-from fastseg.data.volumes import Volume, open_volume
+from fastseg.data.volumes import open_volume
 from fastseg.report.samples import draw_samples, places
 from fastseg.train.checkpoint import RunFolder
 from fastseg.train.config_file import load_config
-from tests.data.scenes import stored
+from tests.data.scenes import sizes_read, stored
 from tests.project import fastseg, make_project
 
 
@@ -85,15 +85,7 @@ def test_a_huge_volume_is_read_in_small_boxes(
     Path(folder.path).mkdir()
     (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(config))
     (tmp_path / "run/checkpoints").symlink_to(run / "checkpoints")
-    voxels = []
-    read = Volume.read
-
-    def counted(self: Volume, start: object, stop: object, out: object = None) -> np.ndarray:
-        box = read(self, start, stop, out)
-        voxels.append(box.size)
-        return box
-
-    monkeypatch.setattr(Volume, "read", counted)
+    voxels = sizes_read(monkeypatch)
     notes: list[str] = []
     tracemalloc.start()
     samples = draw_samples(folder, notes)["training"]
