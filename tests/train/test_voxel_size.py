@@ -293,8 +293,14 @@ def test_an_interrupted_way_back_is_gone_on_with(trained: Path, monkeypatch: pyt
     monkeypatch.undo()
     monkeypatch.setattr(second_pass, "BLOCK_VOXELS", 1 << 18)
     assert not (trained / "again.h5").exists()
+    # Not with what another network, or the same one asked otherwise, would have given.
+    other = fastseg("predict", trained / "run", *raw, trained / "again.h5", "--set", "predict.flips=plane")
+    assert other.returncode == 2
+    assert "again.h5.partial was begun with other settings (" in other.stderr
     assert fastseg("predict", trained / "run", *raw, trained / "again.h5").returncode == 0
     for name in ("segmentation", "probability"):
         one, other = (open_volume(f"{trained}/{file}.h5:/{name}")[:] for file in ("whole", "again"))
         assert np.array_equal(one, other)
     assert [p.name for p in trained.glob("again*")] == ["again.h5"]
+    after = fastseg("predict", trained / "run", *raw, trained / "again.h5", "--set", "predict.flips=plane")
+    assert after.returncode == 0, after.stderr

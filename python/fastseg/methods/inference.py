@@ -7,7 +7,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from fastseg.predict import (
     fingerprint,
     predict_to_file,
     probability_of,
+    raw_changed,
     refine_file,
     restore_file,
 )
@@ -110,10 +111,10 @@ def segment(
     back = volume if as_stored and isinstance(volume, ResampledVolume) else None
     before_steps = _beside(path, "as_predicted") if steps else path
     predicted = before_steps if back is None else _beside(path, "at_voxel_size")
-    _predict(
+    predicted_by = _predict(
         volume, network, config, predicted, ranks, probability=back is not None, restart=restart, quiet=quiet
     )
-    options: dict[str, Any] = {"restart": restart}
+    options: dict[str, Any] = {"restart": restart, "predicted_by": predicted_by}
     options |= {"rank": ranks.rank, "world": ranks.count, "barrier": ranks.meet}
     if back is not None:
         settings = config.predict
@@ -153,19 +154,20 @@ def _predict(
     probability: bool,
     restart: bool,
     quiet: bool,
-) -> None:
-    """probability: keep it whatever ``predict.probability`` says."""
+) -> dict[str, Any]:
+    """Returns what decided the prediction. probability: keep it whatever ``predict.probability`` says."""
     settings = decided_by(config, network, ranks.device)
     if isinstance(volume, ResampledVolume):
         settings["resampled by"] = list(volume.ratio)
     sizes = {"predict.batch": config.predict.batch, "predict.block_voxels": config.predict.block_voxels}
     with explaining_out_of_memory(ranks, sizes, "lower one of them"):
         predict = predictor(network, volume, config, ranks.device)
+        tiling = ranks.from_first(tiling_of(config, predict, volume, ranks.device))
         predict_to_file(
             volume,
             predict,
             path,
-            ranks.from_first(tiling_of(config, predict, volume, ranks.device)),
+            tiling,
             classes=len(config.data.classes or [1]),
             threshold=config.predict.threshold,
             probability=probability or config.predict.probability,
@@ -177,3 +179,5 @@ def _predict(
             barrier=ranks.meet,
             quiet=quiet or not ranks.first,
         )
+    more = {"raw changed": raw_changed(volume), "threshold": config.predict.threshold}
+    return {**more, "tiling": asdict(tiling), **settings}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Sliding-window prediction from file to file, in memory that does not depend on the volume's size."""
 
-from fastseg.predict.files import predict_to_file, show_progress
+from fastseg.predict.files import predict_to_file, raw_changed, show_progress
 from fastseg.predict.grid import Block, Grid, Tiling
 from fastseg.predict.network import Flips, choose_batch, fingerprint, probability_of
 from fastseg.predict.refine import refine_file
@@ -20,6 +20,7 @@ __all__ = [
     "predict_blocks",
     "predict_to_file",
     "probability_of",
+    "raw_changed",
     "refine_file",
     "restore_file",
     "show_progress",

@@ -28,6 +28,7 @@ def second_pass(
     channels: int,
     probability: bool,
     settings: Mapping[str, Any],
+    predicted_by: Mapping[str, Any] | None = None,
     finer: float = 1.0,
     restart: bool = False,
     rank: int = 0,
@@ -37,7 +38,8 @@ def second_pass(
     """Write ``path`` as ``predict_to_file`` would, ``segmentation`` and, if asked for, ``probability``, on the grid of
     ``source``, the volume that was predicted. Goes on after a kill; blocks are shared out over processes.
 
-    finer: voxels that ``compute`` reads for one that is written; blocks have as many fewer.
+    settings, predicted_by: what decides the result, in this pass and in the one before it; what was begun with others
+    is not gone on with. finer: voxels that ``compute`` reads for one that is written; blocks have as many fewer.
     """
     names = ("segmentation", "probability") if probability else ("segmentation",)
     leading = (channels,) if channels > 1 else ()
@@ -55,7 +57,7 @@ def second_pass(
         path,
         arrays,
         blocks=blocks_of(source.shape, int(BLOCK_VOXELS / finer)),
-        settings=settings,
+        settings={**settings, "predicted by": predicted_by},
         resume=not restart,
         rank=rank,
         world=world,
