@@ -16,6 +16,7 @@ from fastseg.commands.infer import predict_run
 from fastseg.data.phantoms import make_phantom
 from fastseg.data.resampled import ResampledVolume
 from fastseg.data.volumes import open_volume
+from fastseg.methods import inference
 from fastseg.predict import second_pass
 from fastseg.train.checkpoint import RunFolder
 from fastseg.train.config_file import load_config
@@ -274,33 +275,47 @@ def test_the_source_is_measured_at_the_size_that_the_target_has(trained: Path, t
     assert as_stored / area == pytest.approx(4, rel=0.15)
 
 
-def test_an_interrupted_way_back_is_gone_on_with(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    raw = ("--raw", f"{trained}/fine.h5:/raw", "--output")
-    assert fastseg("predict", trained / "run", *raw, trained / "whole.h5").returncode == 0
+@pytest.mark.parametrize("suffix", ["h5", "zarr"])
+def test_an_interrupted_way_back_is_gone_on_with(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    run, raw = trained / "run", ("--raw", f"{trained}/fine.h5:/raw", "--output")
+    whole, again = (tmp_path / f"{name}.{suffix}" for name in ("whole", "again"))
+    assert fastseg("predict", run, *raw, whole).returncode == 0
     monkeypatch.setattr(second_pass, "BLOCK_VOXELS", 1 << 18)
-    read, reads = ResampledVolume.read, []
 
-    def failing(self: ResampledVolume, *arguments: object) -> np.ndarray:
-        if self.dtype == np.float32 and not arguments[2:]:
-            reads.append(1)
-            if len(reads) == 2:
-                raise RuntimeError("killed")
-        return read(self, *arguments)
+    def kill_in_the_second_block() -> None:
+        reads: list[int] = []
+        with monkeypatch.context() as patch:
+            read = ResampledVolume.read
 
-    monkeypatch.setattr(ResampledVolume, "read", failing)
-    with pytest.raises(RuntimeError, match="killed"):
-        fastseg("predict", trained / "run", *raw, trained / "again.h5")
-    monkeypatch.undo()
-    monkeypatch.setattr(second_pass, "BLOCK_VOXELS", 1 << 18)
-    assert not (trained / "again.h5").exists()
-    # Not with what another network, or the same one asked otherwise, would have given.
-    other = fastseg("predict", trained / "run", *raw, trained / "again.h5", "--set", "predict.flips=plane")
-    assert other.returncode == 2
-    assert "again.h5.partial was begun with other settings (" in other.stderr
-    assert fastseg("predict", trained / "run", *raw, trained / "again.h5").returncode == 0
+            def failing(self: ResampledVolume, *arguments: object) -> np.ndarray:
+                if "/probability" in self.stored.name:
+                    reads.append(1)
+                if len(reads) == 2:
+                    raise RuntimeError("killed")
+                return read(self, *arguments)
+
+            patch.setattr(ResampledVolume, "read", failing)
+            with pytest.raises(RuntimeError, match="killed"):
+                fastseg("predict", run, *raw, again)
+
+    kill_in_the_second_block()
+    assert not again.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(inference, "predict_to_file", None)  # the first pass is whole
+        done = fastseg("predict", run, *raw, again)
+    assert done.returncode == 0, done.stderr
     for name in ("segmentation", "probability"):
-        one, other = (open_volume(f"{trained}/{file}.h5:/{name}")[:] for file in ("whole", "again"))
+        one, other = (open_volume(f"{path}:/{name}")[:] for path in (whole, again))
         assert np.array_equal(one, other)
-    assert [p.name for p in trained.glob("again*")] == ["again.h5"]
-    after = fastseg("predict", trained / "run", *raw, trained / "again.h5", "--set", "predict.flips=plane")
-    assert after.returncode == 0, after.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == [again.name, whole.name]
+    # Not with what another network, or the same one asked otherwise, would have given.
+    kill_in_the_second_block()
+    flips = ("--set", "predict.flips=plane")
+    other = fastseg("predict", run, *raw, again, *flips)
+    assert other.returncode == 2
+    assert f"{again.name}.partial was begun with other settings (" in other.stderr
+    assert fastseg("predict", run, *raw, again, *flips, "--restart").returncode == 0
+    assert (open_volume(f"{again}:/probability")[:] != open_volume(f"{whole}:/probability")[:]).any()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [again.name, whole.name]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from fastseg.predict import (
     refine_file,
     restore_file,
 )
+from fastseg.train.checkpoint import read_json, write_atomically
 from fastseg.train.config import Config
 from fastseg.train.device import autocast_dtype
 from fastseg.train.memory import explaining_out_of_memory
@@ -105,6 +107,7 @@ def segment(
 ) -> None:
     """Segment a volume into the file ``path`` as ``fastseg predict`` does, shared out over all processes.
 
+    What is done in passes keeps the file of each until the next is whole, and goes on there after a kill.
     as_stored: a volume that is resampled as it is read is written on the grid of its file; otherwise on its own.
     """
     steps = config.predict.morphology_steps(len(config.data.patch), config.slice_axis)
@@ -112,7 +115,15 @@ def segment(
     before_steps = _beside(path, "as_predicted") if steps else path
     predicted = before_steps if back is None else _beside(path, "at_voxel_size")
     predicted_by = _predict(
-        volume, network, config, predicted, ranks, probability=back is not None, restart=restart, quiet=quiet
+        volume,
+        network,
+        config,
+        predicted,
+        ranks,
+        probability=config.predict.probability or back is not None,
+        record=None if predicted == path else _record(predicted),
+        restart=restart,
+        quiet=quiet,
     )
     options: dict[str, Any] = {"restart": restart, "predicted_by": predicted_by}
     options |= {"rank": ranks.rank, "world": ranks.count, "barrier": ranks.meet}
@@ -138,10 +149,15 @@ def _beside(path: str, what: str) -> str:
     return f"{stem}_{what}{suffix}"
 
 
+def _record(path: str) -> str:
+    """What says that a file of a first pass is whole, and what decided it."""
+    return os.path.splitext(path)[0] + ".json"
+
+
 def _remove(path: str, ranks: Ranks) -> None:
-    if ranks.first:
+    for name in (_record(path), path) if ranks.first else ():
         with contextlib.suppress(OSError):
-            (shutil.rmtree if os.path.isdir(path) else os.remove)(path)
+            (shutil.rmtree if os.path.isdir(name) else os.remove)(name)
 
 
 def _predict(
@@ -152,10 +168,12 @@ def _predict(
     ranks: Ranks,
     *,
     probability: bool,
+    record: str | None,
     restart: bool,
     quiet: bool,
 ) -> dict[str, Any]:
-    """Returns what decided the prediction. probability: keep it whatever ``predict.probability`` says."""
+    """Returns what decides the prediction. record: the file that keeps it, of a first pass, which then is not done
+    again where that says the same."""
     settings = decided_by(config, network, ranks.device)
     if isinstance(volume, ResampledVolume):
         settings["resampled by"] = list(volume.ratio)
@@ -163,6 +181,20 @@ def _predict(
     with explaining_out_of_memory(ranks, sizes, "lower one of them"):
         predict = predictor(network, volume, config, ranks.device)
         tiling = ranks.from_first(tiling_of(config, predict, volume, ranks.device))
+        decided = {
+            "raw changed": raw_changed(volume),
+            "threshold": config.predict.threshold,
+            "probability": probability,
+            "tiling": {**asdict(tiling), "window": list(tiling.window), "halo": list(tiling.halo)},
+            **settings,
+        }
+        if record is not None:
+            done = os.path.exists(path) and read_json(record) == decided and not restart
+            if ranks.from_first(done):
+                return decided
+            if ranks.first:
+                with contextlib.suppress(OSError):
+                    os.remove(record)
         predict_to_file(
             volume,
             predict,
@@ -170,7 +202,7 @@ def _predict(
             tiling,
             classes=len(config.data.classes or [1]),
             threshold=config.predict.threshold,
-            probability=probability or config.predict.probability,
+            probability=probability,
             device=ranks.device,
             settings=settings,
             restart=restart,
@@ -179,5 +211,6 @@ def _predict(
             barrier=ranks.meet,
             quiet=quiet or not ranks.first,
         )
-    more = {"raw changed": raw_changed(volume), "threshold": config.predict.threshold}
-    return {**more, "tiling": asdict(tiling), **settings}
+        if record is not None and ranks.first:
+            write_atomically(record, (json.dumps(decided, indent=2) + "\n").encode())
+    return decided

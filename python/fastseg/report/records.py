@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 
 from fastseg.errors import InputError
-from fastseg.train.checkpoint import RunFolder, load_checkpoint
+from fastseg.train.checkpoint import RunFolder, load_checkpoint, read_json
 from fastseg.train.sessions import read_sessions
 
 Columns = dict[str, np.ndarray]
@@ -162,9 +162,5 @@ def _yaml(path: str, notes: list[str]) -> dict[str, Any]:
 
 
 def _json(path: str) -> dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            values = json.load(file)
-    except (OSError, ValueError):
-        return {}
+    values = read_json(path)
     return values if isinstance(values, dict) else {}

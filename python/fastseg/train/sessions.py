@@ -15,7 +15,7 @@ import torch
 
 import fastseg
 from fastseg.errors import InputError, Interrupted
-from fastseg.train.checkpoint import RunFolder, write_atomically
+from fastseg.train.checkpoint import RunFolder, read_json, write_atomically
 from fastseg.train.device import device_name
 from fastseg.train.ranks import Ranks
 
@@ -60,11 +60,7 @@ def recorded(run: RunFolder, ranks: Ranks, *, goes_on: bool) -> Iterator[None]:
 
 def read_sessions(run: RunFolder) -> list[dict[str, Any]]:
     """The rows of earlier sessions; none where the file is absent or unreadable."""
-    try:
-        with open(run.file(SESSIONS_FILE), encoding="utf-8") as file:
-            rows = json.load(file)
-    except (OSError, ValueError):
-        return []
+    rows = read_json(run.file(SESSIONS_FILE))
     return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
