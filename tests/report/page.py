@@ -3,11 +3,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import yaml
+
+from tests.project import fastseg
+
+HELD_OUT = "data.validation=[{raw: phantoms.h5:/raw, labels: phantoms.h5:/somata, region: {z: [16, 20]}}]"
+SHORT = ["train.steps=8", "train.checkpoint_every=4", "train.validate_every=4", "train.precision=fp32"]
 
 VOID = {"meta", "br", "img"}  # of HTML; in SVG all others close themselves with a slash
 
@@ -79,3 +86,15 @@ def curves_of(page: str, title: str) -> list[tuple[np.ndarray, np.ndarray]]:
         steps = x0 + (at[:, 0] - left) / (right - left) * (x1 - x0)
         found.append((steps, y0 + (bottom - at[:, 1]) / (bottom - top) * (y1 - y0)))
     return found
+
+
+def train(config: object, *overrides: object, code: int = 0) -> Path:
+    done = fastseg("train", config, *overrides)
+    assert done.returncode == code, done.stderr
+    output = next((str(o)[7:] for o in overrides if str(o).startswith("output=")), None)
+    return Path(output or yaml.safe_load(Path(str(config)).read_text())["output"])
+
+
+def logged(run: Path, name: str, file: str = "log.jsonl") -> np.ndarray:
+    rows = [json.loads(line) for line in (run / file).open()]
+    return np.array([[row["step"], row[name]] for row in rows if name in row])
