@@ -186,3 +186,16 @@ def test_the_outline_is_the_inner_border() -> None:
     expected[2:4, 2:4] = False
     assert np.array_equal(outline(mask), expected)
     assert not outline(np.ones((4, 4), bool)).any()  # it may go on beyond the picture
+
+
+def test_figures_that_are_too_large_are_named(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "figures").mkdir(parents=True)
+    (run / "log.jsonl").write_text('{"step": 0, "loss": 1.0}\n')
+    for name, size in (("a<b>", 1_600_000), ("c", 700_000), ("d", 500_000)):
+        (run / "figures" / f"{name}.png").write_bytes(bytes(size))
+    assert fastseg("report", run).returncode == 0
+    page = read_page(run)
+    assert [a["alt"] for a in page.all("img")] == ["d.png", "c.png"]
+    assert "In figures/, too large for this page: a<b>.png." in page.text
+    assert len(page.source) < 2_000_000

@@ -20,8 +20,8 @@ from fastseg.report.samples import Sample
 from fastseg.report.style import STYLE
 
 _TRUTH, _PREDICTION = (26, 163, 74), (255, 140, 0)
-# Of the figures in the folder, so that the page can be sent by mail; larger ones are named alone.
-_FIGURE_BYTES, _LONGEST_CONFIG = 450_000, 100_000
+# Figures of the folder are in the page while it stays below this, to be sent by mail; others are named alone.
+_PAGE_BYTES, _LONGEST_CONFIG = 2_000_000, 100_000
 _MOST_VOLUMES = 12
 
 Row = tuple[str, Any]
@@ -30,7 +30,7 @@ Row = tuple[str, Any]
 def render_page(record: Record, samples: dict[str, list[Sample]], notes: Sequence[str] = ()) -> str:
     """The HTML of a run. samples: by the part of the data they are of; notes: what else to say."""
     name = os.path.basename(os.path.abspath(record.folder.path))
-    parts = [
+    above = [
         f"<h1>{escape(name)}</h1>",
         _facts(record),
         _notes([*_alarms(record), *record.notes, *notes]),
@@ -38,10 +38,10 @@ def render_page(record: Record, samples: dict[str, list[Sample]], notes: Sequenc
         _evaluation(record),
         f"<h2>Curves</h2>{draw_charts(record) or '<p>No step was logged.</p>'}",
         _samples(record, samples),
-        _figures(record),
-        *(_phase(phase) for phase in record.phases),
-        _configuration(record),
     ]
+    below = [*(_phase(phase) for phase in record.phases), _configuration(record)]
+    room = _PAGE_BYTES - sum(map(len, [*above, *below]))
+    parts = [*above, _figures(record, room), *below]
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(name)}: fastseg</title><style>{STYLE}</style>"
@@ -230,11 +230,11 @@ def _picture(part: str, sample: Sample, number: int) -> str:
     )
 
 
-def _figures(record: Record) -> str:
+def _figures(record: Record, room: int) -> str:
     paths = sorted(
         glob.glob(os.path.join(glob.escape(record.folder.file("figures")), "*.png")), key=os.path.getsize
     )
-    left, shown, named = _FIGURE_BYTES, [], []
+    left, shown, named = 0.7 * room, [], []  # three bytes are four letters
     for path in paths:
         name = os.path.basename(path)
         size = os.path.getsize(path)
