@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The command line: fastseg init | check | train | predict | evaluate | annotate-plan | annotate-import | bench |
-info | demo.
+"""The command line: fastseg init | check | train | report | predict | evaluate | annotate-plan | annotate-import |
+bench | info | demo.
 
 What a user can mend is printed in one line and ends with exit code 2; anything else is our bug and shows its
 trace. Commands import what they need themselves, so that --help stays fast.
@@ -65,11 +65,11 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
 ) -> None:
-    """Train; checkpoints, log and curves go to the config's output folder."""
-    from fastseg.methods.registry import train as run_training
+    """Train; checkpoints, log, curves and report.html go to the config's output folder."""
+    from fastseg.commands.report import train_and_report
 
     settings = _load(config, overrides)
-    run = run_training(settings, resume=resume)
+    run = train_and_report(settings, resume=resume)
     if settings.segments and os.environ.get("RANK", "0") == "0":
         print(f"trained: fastseg predict {run.path}, then fastseg evaluate {run.path}")
 
@@ -92,6 +92,10 @@ def predict(
             metavar="z=A:B,...", help="The part of --raw to segment, in voxels, as in z=0:64,x=100:356."
         ),
     ] = None,
+    voxel_size: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="Z,Y,X", help="Of --raw, in micrometres, where the file does not state it."),
+    ] = None,
     overrides: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
@@ -109,10 +113,25 @@ def predict(
     from fastseg.commands.infer import predict_run
 
     files = predict_run(
-        run, raw=raw, output=output, axes=axes, region=region, overrides=overrides or [], restart=restart
+        run,
+        raw=raw,
+        output=output,
+        axes=axes,
+        region=region,
+        voxel_size=voxel_size,
+        overrides=overrides or [],
+        restart=restart,
     )
     for path in files:
         print(f"wrote {path}")
+
+
+@app.command()
+def report(run: RunPath) -> None:
+    """Write the report of a run again, also of one that goes on, failed or was killed: RUN/report.html."""
+    from fastseg.commands.report import write_report
+
+    print(f"wrote {write_report(run)}")
 
 
 @app.command()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pytest
 
 from fastseg.data.annotations import AnnotatedVolume, Annotation, index_labels
 from fastseg.data.intensity import Intensity
@@ -21,6 +22,20 @@ PATCH = (4, 8, 8)
 def stored(folder: Path, name: str, array: np.ndarray) -> Volume:
     np.save(folder / f"{name}.npy", array)
     return open_volume(folder / f"{name}.npy")
+
+
+def sizes_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that fills with the numbers of values that files are asked for from now on."""
+    sizes: list[int] = []
+    read = Volume.read
+
+    def counted(self: Volume, start: object, stop: object, out: object = None) -> np.ndarray:
+        box = read(self, start, stop, out)
+        sizes.append(box.size)
+        return box
+
+    monkeypatch.setattr(Volume, "read", counted)
+    return sizes
 
 
 def make_scene(folder: Path, chunked: bool = False) -> AnnotatedVolume:

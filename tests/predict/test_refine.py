@@ -15,7 +15,7 @@ from fastseg.errors import InputError
 from fastseg.methods.inference import with_halo
 from fastseg.morphology import apply_steps
 from fastseg.nets import FCNN
-from fastseg.predict import Tiling, predict_blocks, refine, refine_file
+from fastseg.predict import Tiling, predict_blocks, refine_file, second_pass
 
 STEPS = [("open", (0, 2, 2)), ("close", (1, 3, 3))]
 
@@ -25,7 +25,7 @@ STEPS = [("open", (0, 2, 2)), ("close", (1, 3, 3))]
 def test_a_file_is_refined_block_by_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classes: int, block_voxels: int
 ) -> None:
-    monkeypatch.setattr(refine, "_BLOCK_VOXELS", block_voxels)
+    monkeypatch.setattr(second_pass, "BLOCK_VOXELS", block_voxels)
     rng = np.random.default_rng(0)
     shape = (*((classes,) if classes > 1 else ()), 35, 150, 140)
     mask, probability = (rng.random(shape) < 0.6).astype("u1"), rng.random(shape).astype("f2")
@@ -39,7 +39,7 @@ def test_a_file_is_refined_block_by_block(
         assert (file["segmentation"][:].reshape(expected.shape) == expected).all()
         assert (file["probability"][:] == probability).all()
         assert file["segmentation"].attrs["source"] == raw.name
-    assert len(refine._blocks(shape[-3:])) == (1 if block_voxels == 1 << 24 else 12)
+    assert len(second_pass.blocks_of(shape[-3:], block_voxels)) == (1 if block_voxels == 1 << 24 else 12)
 
 
 def test_without_probabilities_there_are_none(tmp_path: Path) -> None:

@@ -105,6 +105,11 @@ def _uncertainty(path: str, volume: Volume, axis: int, window: int) -> SliceUnce
     """Of the network of a run, opened and run as fastseg predict does."""
     run = RunFolder(path)
     config = parse_config(run.load()["config"], path)
+    if config.data.voxel_size is not None:
+        raise InputError(
+            f"--run {path}: its network sees volumes at data.voxel_size, which annotate-plan does not resample to: "
+            "plan without --run"
+        )
     state = run.load_for_prediction(config.predict.checkpoint)
     device = choose_device(config.train.device)
     network = trained_network(config, state, [volume], device)

@@ -13,6 +13,7 @@ import torch
 from fastseg.commands.bench import Rates, measure_pipeline
 from fastseg.data.annotations import AnnotatedVolume, index_labels
 from fastseg.data.loader import PatchLoader
+from fastseg.data.resampled import ResampledVolume
 from fastseg.data.resident import resident_bytes
 from fastseg.data.volumes import Volume
 from fastseg.methods.networks import build_network
@@ -172,6 +173,9 @@ def _storage(volume: Volume) -> str:
     chunks = f"chunks {volume.chunks}" if volume.chunks else "not chunked"
     size = math.prod(volume.shape) * volume.channels * volume.dtype.itemsize
     voxel = f"voxel {volume.voxel_size} um" if volume.voxel_size else "voxel size not stated"
+    if isinstance(volume, ResampledVolume):
+        ratio = " x ".join(f"{r:.4g}" for r in volume.ratio)
+        voxel += f", {ratio} times that of the file, {volume.stored.shape} voxels"
     return f"{_mib(size)}, {chunks}, {voxel}"
 
 

@@ -7,10 +7,10 @@ import os
 import shutil
 
 from fastseg.commands.infer import evaluate_run, predict_run
+from fastseg.commands.report import train_and_report
 from fastseg.data.phantoms import write_phantoms
 from fastseg.data.volumes import open_volume
 from fastseg.errors import InputError
-from fastseg.methods.registry import train
 from fastseg.metrics import Confusion
 from fastseg.report import draw_comparison
 from fastseg.train.checkpoint import write_atomically
@@ -58,9 +58,9 @@ def run_demo(folder: str, seed: int, overwrite: bool = False) -> tuple[dict[str,
     path = os.path.join(folder, "demo.yaml")
     write_atomically(path, _CONFIG.format(folder=folder, seed=seed).encode())
     config = load_config(path)
-    run = train(config)
+    run = train_and_report(config)
     print("3D network on the annotated slices alone, to compare with")
-    alone = train(load_config(path, [text.format(folder=folder) for text in _SLICES_ONLY]))
+    alone = train_and_report(load_config(path, [text.format(folder=folder) for text in _SLICES_ONLY]))
     runs = {
         "2D network": run.file("slices"),
         "3D, slices only": alone.path,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from fastseg.report import draw_comparison, write_metrics
 from fastseg.train.checkpoint import RunFolder
 from fastseg.train.config import Config, RegionConfig
 from fastseg.train.config_file import apply_overrides, load_config, parse_config
-from fastseg.train.inputs import crop, open_annotated
+from fastseg.train.inputs import as_stored, at_voxel_size, crop, open_annotated, with_voxel_size
 from fastseg.train.ranks import join
 
 
@@ -29,6 +30,7 @@ def predict_run(
     output: str | None = None,
     axes: str | None = None,
     region: str | None = None,
+    voxel_size: str | None = None,
     overrides: Sequence[str] = (),
     restart: bool = False,
     quiet: bool = False,
@@ -42,15 +44,18 @@ def predict_run(
     state = run.load_for_prediction(config.predict.checkpoint)
     if (raw is None) != (output is None):
         raise InputError("--raw and --output go together: a volume to segment and the file to write")
+    if voxel_size is not None and raw is None:
+        raise InputError("--voxel-size goes with --raw; the voxel sizes of test volumes stand in data.test")
     if region is not None and raw is None:
         raise InputError("--region goes with --raw; the regions of test volumes stand in data.test")
     if raw is not None and output is not None:
         if not output.lower().endswith(OUTPUT_SUFFIXES):
             raise InputError(f"--output must end in .h5 or .zarr, got {output}")
-        volume = crop(open_volume(raw, axes), parse_region(region)) if region else open_volume(raw, axes)
+        volume = with_voxel_size(open_volume(raw, axes), parse_voxel_size(voxel_size))
+        volume = crop(volume, parse_region(region)) if region else volume
         if os.path.exists(output) and os.path.samefile(output, volume.source.path):
             raise InputError(f"--output {output} is the file that --raw is in: name another")
-        jobs = [(volume, output)]
+        jobs = [(at_voxel_size(volume, config.data), output)]
     else:
         if not config.data.test:
             raise InputError(f"{run.file('config.yaml')} names no data.test volume: give --raw and --output")
@@ -69,7 +74,8 @@ def evaluate_run(path: str) -> tuple[dict[str, Confusion], list[str]]:
     """Score the predictions of a run's test volumes; returns the scores and the files written."""
     run = RunFolder(path)
     config = load_config(run.file("config.yaml"))
-    tests = _open_tests(config)
+    # Predictions are on the grid of the file, and so are labels that nothing was done to.
+    tests = _open_tests(as_stored(config))
     if not tests:
         raise InputError(f"{run.file('config.yaml')} names no data.test volume to evaluate")
     results: dict[str, list[Confusion]] = {}
@@ -106,6 +112,21 @@ def parse_region(text: str) -> RegionConfig:
             raise InputError(f"--region must look like z=0:64,x=100:356, each axis once, got {text!r}")
         ranges[match[1]] = (int(match[2]), int(match[3]))
     return RegionConfig.model_construct(**ranges)
+
+
+def parse_voxel_size(text: str | None) -> tuple[float, float, float] | None:
+    """``0.04,0.008,0.008`` as micrometres (z, y, x)."""
+    if text is None:
+        return None
+    try:
+        z, y, x = (float(part) for part in text.split(","))
+    except ValueError:
+        z = y = x = math.nan
+    if not all(0 < size < math.inf for size in (z, y, x)):
+        raise InputError(
+            f"--voxel-size must be micrometres along z,y,x, as in 0.04,0.008,0.008, got {text!r}"
+        )
+    return (z, y, x)
 
 
 def _prediction_path(run: RunFolder, number: int, suffix: str) -> str:

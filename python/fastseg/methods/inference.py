@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from fastseg.data.intensity import measure_intensity
+from fastseg.data.resampled import ResampledVolume
 from fastseg.data.volumes import Volume
 from fastseg.errors import InputError
 from fastseg.methods.registry import build_network
@@ -24,8 +26,11 @@ from fastseg.predict import (
     fingerprint,
     predict_to_file,
     probability_of,
+    raw_changed,
     refine_file,
+    restore_file,
 )
+from fastseg.train.checkpoint import read_json, write_atomically
 from fastseg.train.config import Config
 from fastseg.train.device import autocast_dtype
 from fastseg.train.memory import explaining_out_of_memory
@@ -96,20 +101,63 @@ def segment(
     path: str,
     ranks: Ranks,
     *,
+    as_stored: bool = True,
     restart: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Segment a volume into the file ``path`` as ``fastseg predict`` does, shared out over all processes."""
+    """Segment a volume into the file ``path`` as ``fastseg predict`` does, shared out over all processes.
+
+    What is done in passes keeps the file of each until the next is whole, and goes on there after a kill.
+    as_stored: a volume that is resampled as it is read is written on the grid of its file; otherwise on its own.
+    """
     steps = config.predict.morphology_steps(len(config.data.patch), config.slice_axis)
-    predicted = "{}_as_predicted{}".format(*os.path.splitext(path)) if steps else path
-    _predict(volume, network, config, predicted, ranks, restart=restart, quiet=quiet)
-    if not steps:
-        return
-    shared = {"rank": ranks.rank, "world": ranks.count, "barrier": ranks.meet}
-    refine_file(predicted, path, steps, source=volume, restart=restart, **shared)
-    if ranks.first:
+    back = volume if as_stored and isinstance(volume, ResampledVolume) else None
+    before_steps = _beside(path, "as_predicted") if steps else path
+    predicted = before_steps if back is None else _beside(path, "at_voxel_size")
+    predicted_by = _predict(
+        volume,
+        network,
+        config,
+        predicted,
+        ranks,
+        probability=config.predict.probability or back is not None,
+        record=None if predicted == path else _record(predicted),
+        restart=restart,
+        quiet=quiet,
+    )
+    options: dict[str, Any] = {"restart": restart, "predicted_by": predicted_by}
+    options |= {"rank": ranks.rank, "world": ranks.count, "barrier": ranks.meet}
+    if back is not None:
+        settings = config.predict
+        restore_file(
+            predicted,
+            before_steps,
+            source=back,
+            threshold=settings.threshold,
+            probability=settings.probability,
+            **options,
+        )
+        _remove(predicted, ranks)
+    if steps:
+        source = volume if back is None else back.stored
+        refine_file(before_steps, path, steps, source=source, **options)
+        _remove(before_steps, ranks)
+
+
+def _beside(path: str, what: str) -> str:
+    stem, suffix = os.path.splitext(path)
+    return f"{stem}_{what}{suffix}"
+
+
+def _record(path: str) -> str:
+    """What says that a file of a first pass is whole, and what decided it."""
+    return os.path.splitext(path)[0] + ".json"
+
+
+def _remove(path: str, ranks: Ranks) -> None:
+    for name in (_record(path), path) if ranks.first else ():
         with contextlib.suppress(OSError):
-            (shutil.rmtree if os.path.isdir(predicted) else os.remove)(predicted)
+            (shutil.rmtree if os.path.isdir(name) else os.remove)(name)
 
 
 def _predict(
@@ -119,25 +167,50 @@ def _predict(
     path: str,
     ranks: Ranks,
     *,
+    probability: bool,
+    record: str | None,
     restart: bool,
     quiet: bool,
-) -> None:
+) -> dict[str, Any]:
+    """Returns what decides the prediction. record: the file that keeps it, of a first pass, which then is not done
+    again where that says the same."""
+    settings = decided_by(config, network, ranks.device)
+    if isinstance(volume, ResampledVolume):
+        settings["resampled by"] = list(volume.ratio)
     sizes = {"predict.batch": config.predict.batch, "predict.block_voxels": config.predict.block_voxels}
     with explaining_out_of_memory(ranks, sizes, "lower one of them"):
         predict = predictor(network, volume, config, ranks.device)
+        tiling = ranks.from_first(tiling_of(config, predict, volume, ranks.device))
+        decided = {
+            "raw changed": raw_changed(volume),
+            "threshold": config.predict.threshold,
+            "probability": probability,
+            "tiling": {**asdict(tiling), "window": list(tiling.window), "halo": list(tiling.halo)},
+            **settings,
+        }
+        if record is not None:
+            done = os.path.exists(path) and read_json(record) == decided and not restart
+            if ranks.from_first(done):
+                return decided
+            if ranks.first:
+                with contextlib.suppress(OSError):
+                    os.remove(record)
         predict_to_file(
             volume,
             predict,
             path,
-            ranks.from_first(tiling_of(config, predict, volume, ranks.device)),
+            tiling,
             classes=len(config.data.classes or [1]),
             threshold=config.predict.threshold,
-            probability=config.predict.probability,
+            probability=probability,
             device=ranks.device,
-            settings=decided_by(config, network, ranks.device),
+            settings=settings,
             restart=restart,
             rank=ranks.rank,
             world=ranks.count,
             barrier=ranks.meet,
             quiet=quiet or not ranks.first,
         )
+        if record is not None and ranks.first:
+            write_atomically(record, (json.dumps(decided, indent=2) + "\n").encode())
+    return decided

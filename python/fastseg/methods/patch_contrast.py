@@ -286,7 +286,7 @@ def _segment_all(
         for z, file in enumerate(volume.raw.image_files if ranks.first else []):
             name = os.path.splitext(os.path.basename(file))[0]
             written.add(name := f"{name}_{number}" if name in written else name)  # of another folder
-            mask = open_volume(f"{path}:/segmentation").read((z, 0, 0), (z + 1, *volume.shape[1:]))
+            mask = open_volume(f"{path}:/segmentation")[z : z + 1]
             write_mask_image(run.file("masks", f"{name}.png"), mask[0, 0])
     if ranks.first and not quiet:
         where = run.file("masks" if written else "predictions")

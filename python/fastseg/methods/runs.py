@@ -14,6 +14,7 @@ from fastseg.train.checkpoint import RunFolder, write_atomically
 from fastseg.train.config import METHOD_SECTIONS, Config, TrainConfig
 from fastseg.train.config_file import dump_config
 from fastseg.train.ranks import Ranks
+from fastseg.train.sessions import recorded
 from fastseg.train.task import Task
 from fastseg.train.trainer import fit
 
@@ -77,7 +78,8 @@ def fit_run(
     channels: of the images. settings: ``config.train`` unless the method changes it. begins: what takes over
     ``network.weights``, unless a checkpoint goes on; by default all of the task's network.
     """
-    if config.network.weights is not None and not ranks.from_first(bool(resume and run.checkpoints())):
+    goes_on = ranks.from_first(bool(resume and run.checkpoints()))
+    if config.network.weights is not None and not goes_on:
         loaded = load_weights(task.network if begins is None else begins, config.network.weights)
         if ranks.first and not quiet:
             print(loaded.describe(), flush=True)
@@ -85,7 +87,8 @@ def fit_run(
         write_atomically(run.file("config.yaml"), dump_config(config).encode())
     extra = {"config": config.model_dump(mode="json"), "channels": channels}
     options: dict[str, Any] = {"resume": resume, "extra": extra, "seed": config.seed, "quiet": quiet}
-    fit(task, settings or config.train, run, ranks, chooser=chooser, **options)
+    with recorded(run, ranks, goes_on=goes_on):
+        fit(task, settings or config.train, run, ranks, chooser=chooser, **options)
 
 
 def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:

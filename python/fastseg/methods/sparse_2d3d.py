@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
 
 from fastseg.data.annotations import AnnotatedVolume
 from fastseg.errors import InputError
@@ -19,7 +18,7 @@ from fastseg.methods import supervised
 from fastseg.methods.inference import decided_by, segment, trained_network
 from fastseg.methods.networks import build_network
 from fastseg.methods.runs import require_fresh_or_same
-from fastseg.train.checkpoint import RunFolder, write_atomically
+from fastseg.train.checkpoint import RunFolder, read_json, write_atomically
 from fastseg.train.config import Config
 from fastseg.train.config_file import parse_config
 from fastseg.train.inputs import open_training
@@ -117,10 +116,11 @@ def infer_pseudo_labels(
         **decided_by(slices, network, ranks.device),
     }
     # One process looks: another may see an older folder over a network.
-    done = ranks.from_first(resume and _read_json(folder.file("done.json")) == record)
+    done = ranks.from_first(resume and read_json(folder.file("done.json")) == record)
     if not done:
         for volume, path in zip(volumes, paths, strict=True):
-            segment(volume.raw, network, slices, path, ranks, restart=not resume, quiet=quiet)
+            options = {"as_stored": False, "restart": not resume, "quiet": quiet}
+            segment(volume.raw, network, slices, path, ranks, **options)
         if ranks.first:
             write_atomically(folder.file("done.json"), json.dumps(record, indent=2).encode())
     dataset = "segmentation" if config.sparse_2d3d.pseudo_labels == "hard" else "probability"
@@ -137,14 +137,6 @@ def _slice_axis(config: Config) -> str:
             f"{', '.join(sorted(stated))}"
         )
     return stated.pop() if stated else "z"
-
-
-def _read_json(path: str) -> Any:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except (OSError, ValueError):
-        return None
 
 
 def _tell(phase: str, ranks: Ranks, quiet: bool) -> None:

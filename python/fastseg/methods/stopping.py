@@ -145,6 +145,7 @@ def _measured_once(config: Config, volumes: Sequence[AnnotatedVolume], run: RunF
         "within": settings.within,
         "smallest": settings.smallest,
         "volumes": [entry.model_dump(mode="json") for entry in config.data.train],
+        "voxel_size": config.data.voxel_size and list(config.data.voxel_size),
     }
     path = run.file(SOURCE_FILE)
     if os.path.exists(path):

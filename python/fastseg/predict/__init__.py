@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Sliding-window prediction from file to file, in memory that does not depend on the volume's size."""
 
-from fastseg.predict.files import predict_to_file, show_progress
+from fastseg.predict.files import predict_to_file, raw_changed, show_progress
 from fastseg.predict.grid import Block, Grid, Tiling
 from fastseg.predict.network import Flips, choose_batch, fingerprint, probability_of
 from fastseg.predict.refine import refine_file
+from fastseg.predict.restore import restore_file
 from fastseg.predict.stream import CHUNK, Network, predict_blocks
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "predict_blocks",
     "predict_to_file",
     "probability_of",
+    "raw_changed",
     "refine_file",
+    "restore_file",
     "show_progress",
 ]

@@ -59,9 +59,8 @@ def predict_to_file(
     }
     blocks = Grid(volume.shape, tiling, CHUNK).blocks()
     boxes = {(block.start, block.stop): block for block in blocks}
-    stated = os.stat(volume.source.path) if os.path.exists(volume.source.path) else None
     decided_by = {
-        "raw changed": stated and [stated.st_size, stated.st_mtime_ns],
+        "raw changed": raw_changed(volume),
         "threshold": threshold,
         "tiling": asdict(tiling),
         **(settings or {}),
@@ -94,6 +93,12 @@ def predict_to_file(
                 show_progress(volume.name, 1 - left / len(pending))
         if writing is not None:
             writing.result()
+
+
+def raw_changed(volume: Volume) -> list[int] | None:
+    """Size and time of the file of a volume, to tell whether it is another one by now."""
+    stated = os.stat(volume.source.path) if os.path.exists(volume.source.path) else None
+    return stated and [stated.st_size, stated.st_mtime_ns]
 
 
 def show_progress(name: str, share: float) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import io
+import json
 import os
 import re
 from typing import Any, Literal
@@ -97,6 +98,15 @@ def write_atomically(path: str, content: bytes | memoryview) -> None:
         if os.path.exists(partial):
             os.remove(partial)
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def read_json(path: str) -> Any:
+    """What a JSON file holds; None where it is absent or unreadable."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except (OSError, ValueError):
+        return None
 
 
 def _flush_folder(path: str) -> None:

@@ -20,6 +20,8 @@ from fastseg.train.sparse_2d3d_config import Sparse2d3dConfig
 from fastseg.train.stop_config import StopConfig
 
 Range = tuple[Annotated[int, Field(ge=0)], Positive]
+Length = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+VoxelSize = tuple[Length, Length, Length]  # micrometres, z y x
 
 
 class RegionConfig(Section):
@@ -52,6 +54,7 @@ class VolumeConfig(Section):
     mask: str | None = None
     axes: str | None = None
     region: RegionConfig = RegionConfig()
+    voxel_size: VoxelSize | None = None  # in place of what the file states
     annotated: AnnotatedConfig | None = None
     weight: Annotated[float, Field(gt=0)] | None = None
 
@@ -76,6 +79,9 @@ class DataConfig(Section):
     target: list[VolumeConfig] = Field(
         []
     )  # of the domain to segment; labels are reported on and decide nothing
+    voxel_size: tuple[Length | None, Length | None, Length | None] | None = (
+        None  # None along an axis: as stored
+    )
     patch: list[Positive]
     slice_axis: Axis = "z"  # across the slices that a 2D network sees
     classes: list[int] | None = None

@@ -11,9 +11,10 @@ from fastseg.data.annotations import AnnotatedVolume, Annotation, LabelIndex
 from fastseg.data.augment import Augmentation, Probability
 from fastseg.data.images import FolderSource, image_paths
 from fastseg.data.patches import PatchSampler, Sampling
+from fastseg.data.resampled import ratio_to, resampled, resampled_annotated
 from fastseg.data.volumes import Volume, open_volume
 from fastseg.errors import InputError
-from fastseg.train.config import AnnotatedConfig, Config, DataConfig, RegionConfig, VolumeConfig
+from fastseg.train.config import AnnotatedConfig, Config, DataConfig, RegionConfig, VolumeConfig, VoxelSize
 
 
 def open_training(
@@ -66,8 +67,8 @@ def _require_channels(volumes: Sequence[AnnotatedVolume], first: Volume, what: s
 
 
 def open_annotated(entry: VolumeConfig, data: DataConfig) -> AnnotatedVolume:
-    """One entry of data.train, validation, test or target, cropped to its region."""
-    raw = _open(entry.raw, data, entry.axes)
+    """One entry of data.train, validation, test or target, cropped to its region and at ``data.voxel_size``."""
+    raw = with_voxel_size(_open(entry.raw, data, entry.axes), entry.voxel_size)
     labels = _open(entry.labels, data) if entry.labels else None
     mask = _open(entry.mask, data) if entry.mask else None
     for what, volume in (("labels", labels), ("mask", mask)):
@@ -77,7 +78,7 @@ def open_annotated(entry: VolumeConfig, data: DataConfig) -> AnnotatedVolume:
                 f"got {volume.shape}"
             )
     raw = crop(raw, entry.region)
-    return AnnotatedVolume(
+    volume = AnnotatedVolume(
         raw,
         crop(labels, entry.region) if labels else None,
         crop(mask, entry.region) if mask else None,
@@ -85,6 +86,42 @@ def open_annotated(entry: VolumeConfig, data: DataConfig) -> AnnotatedVolume:
         tuple(data.classes) if data.classes else None,
         data.ignore_label,
     )
+    if data.voxel_size is None:
+        return volume
+    _require_slices_as_stored(raw, data)
+    return resampled_annotated(volume, data.voxel_size)
+
+
+def at_voxel_size(volume: Volume, data: DataConfig) -> Volume:
+    """A volume to predict, at ``data.voxel_size``."""
+    if data.voxel_size is None:
+        return volume
+    _require_slices_as_stored(volume, data)
+    return resampled(volume, data.voxel_size)
+
+
+def with_voxel_size(volume: Volume, voxel_size: VoxelSize | None) -> Volume:
+    """The volume with this voxel size, if any, in place of what its file states."""
+    if voxel_size is not None:
+        volume.voxel_size = voxel_size
+    return volume
+
+
+def as_stored(config: Config) -> Config:
+    """The configuration with all volumes at the voxel size that they are stored at."""
+    return config.model_copy(update={"data": config.data.model_copy(update={"voxel_size": None})})
+
+
+def _require_slices_as_stored(volume: Volume, data: DataConfig) -> None:
+    # Between the slices of a 2D network there is nothing to interpolate: it would see mixtures of them.
+    assert data.voxel_size is not None
+    axis = "zyx".index(data.slice_axis)
+    if len(data.patch) == 2 and ratio_to(volume, data.voxel_size)[axis] != 1.0:
+        assert volume.voxel_size is not None
+        raise InputError(
+            f"data.voxel_size must be null along {data.slice_axis}, across the slices of a 2D network, or the "
+            f"{volume.voxel_size[axis]:g} of {volume.name}, got {data.voxel_size[axis]:g}"
+        )
 
 
 def each_image(config: Config) -> Config:

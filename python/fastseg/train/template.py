@@ -21,6 +21,7 @@ data:
       labels: brain.h5:/labels   # 0 is background
       # mask: brain.h5:/mask     # per voxel 0 ignored, 1 labelled, 2 pseudo-labelled
       # axes: czyx               # where they are not yx, zyx or czyx
+      # voxel_size: [0.04, 0.008, 0.008]   # z, y, x in micrometres, where the file does not state it
       region: {z: [0, 96]}       # the part to use, [first, last) in voxels; leave out for all
       annotated: {axis: z, every: 8}   # or slices: [0, 8, 16]; leave out if every voxel is labelled
       # weight: 1.0              # share of the patches; for every volume or none
@@ -33,6 +34,8 @@ data:
       labels: brain.h5:/labels
       region: {z: [100, 128]}
   target: []                # of another domain to segment, unlabelled: what train.stop: morphology looks at
+  voxel_size: null          # z, y, x in micrometres, as in [0.04, 0.01, 0.01], that all volumes are resampled to; null,
+                            # of an axis or of all: as stored. See docs/volumes.md
   patch: [16, 96, 96]       # z, y, x for a 3D network; [256, 256] makes it a 2D one
   slice_axis: z             # across the slices that a 2D network sees
   classes: null             # null: label != 0; or ids, as in [1, 2], for one channel each

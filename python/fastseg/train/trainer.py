@@ -199,7 +199,8 @@ class _Training:
         if self.log is not None:
             self.log.write_validation({"step": done, **measures})
             if is_best:
-                self.run.save_best({**self._weights(done), "measures": measures})
+                decided = {"measure": self.measure, "lower_is_better": self.best.lower}
+                self.run.save_best({**self._weights(done), "measures": measures, **decided})
         shown = "  ".join(f"{name} {value:.4f}" for name, value in measures.items())
         self.progress.tell(
             f"step {done}/{self.settings.steps}  validation {shown}{'  (best)' if is_best else ''}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Pictures and tables of a segmentation, for a person to judge."""
+"""Scores and pictures of a segmentation beside its truth, for a person to judge."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from fastseg.data.annotations import AnnotatedVolume
 from fastseg.data.volumes import Volume
 from fastseg.metrics import Confusion
+from fastseg.report.pictures import for_display
 from fastseg.train.checkpoint import write_atomically
 
 _TRUTH_COLOUR = (0.1, 0.9, 0.3)
@@ -63,7 +64,7 @@ def draw_comparison(path: str, truth: AnnotatedVolume, predictions: Mapping[str,
         position = _fullest_plane(truth, next(iter(predictions.values())), axis)
         start, stop = [0, 0, 0], list(truth.shape)
         start[axis], stop[axis] = position, position + 1
-        image = _for_display(truth.raw.read(start, stop).take(0, axis + 1))
+        image = for_display(truth.raw.read(start, stop).take(0, axis + 1))
         overlays = {"raw": None, "truth": truth.read_target(start, stop)[0][0].take(0, axis)}
         overlays |= {name: found.read(start, stop)[0].take(0, axis) for name, found in predictions.items()}
         aspect = 1.0 if axis == 0 else voxel[0] / voxel[2]
@@ -97,10 +98,3 @@ def _fullest_plane(truth: AnnotatedVolume, prediction: Volume, axis: int) -> int
         if counts.any():
             return int(counts.argmax())
     return truth.shape[axis] // 2
-
-
-def _for_display(image: np.ndarray) -> np.ndarray:
-    """(C, h, w) of any dtype to grey (h, w) or RGB (h, w, 3) in [0, 1] between the 0.5th and 99.5th percentile."""
-    low, high = np.percentile(image, (0.5, 99.5))
-    scaled = np.clip((image.astype(np.float32) - low) / max(high - low, 1e-6), 0, 1)
-    return np.moveaxis(scaled, 0, -1) if len(scaled) == 3 else scaled[0]
