@@ -194,9 +194,9 @@ class StyleTask(Task):
         found = self.generator.cut.encode(batch.made)
         # Of few vectors: float32 costs nothing here.
         with torch.autocast(self.device.type, enabled=False):
-            queries = self.heads([layer.float() for layer in found], batch.places)
+            queries = self.heads(found, batch.places)
             with torch.no_grad():
-                keys = self.heads([layer.float() for layer in batch.features], batch.places)
+                keys = self.heads(batch.features, batch.places)
             contrast = torch.stack(
                 [self.criterion(mine, others) for mine, others in zip(queries, keys, strict=True)]
             ).mean()

@@ -168,7 +168,7 @@ class ProjectionHeads(nn.Module):
     """A head of two linear layers for each layer of features, to vectors that PatchNCE compares.
 
     Called with features (B, C_l, H_l, W_l) and places (B, P_l), int64, positions in the flattened map; gives
-    (B, P_l, dimensions) for each layer, not normalised. Each image has places of its own.
+    (B, P_l, dimensions) for each layer, not normalised, of the heads' dtype. Each image has places of its own.
     """
 
     def __init__(self, channels: Sequence[int], *, dimensions: int = 256) -> None:
@@ -183,7 +183,7 @@ class ProjectionHeads(nn.Module):
 
     def forward(self, features: Sequence[Tensor], places: Sequence[Tensor]) -> list[Tensor]:
         return [
-            head(taken_at(layer, where))
+            head(taken_at(layer, where).to(head[0].weight.dtype))
             for head, layer, where in zip(self.heads, features, places, strict=True)
         ]
 

@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Style transfer: a step as the published code takes it, what is learnt, resuming, processes, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastseg.errors import InputError
+from fastseg.methods.style_transfer import StyleTask, build_generator, load_generator, train
+from fastseg.nets.cut import taken_at
+from fastseg.train.config import Config
+from fastseg.train.ranks import Ranks
+from fastseg.train.stepper import Stepper
+from tests.gloo import in_processes
+from tests.methods.styles import config_of, draw_styles_scene, task_of
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Path:
+    return draw_styles_scene(tmp_path)
+
+
+def grey_distance(one: np.ndarray, other: np.ndarray) -> float:
+    """The mean shift between values of equal number, sorted."""
+    return float(np.abs(np.sort(one, axis=None) - np.sort(other, axis=None)).mean())
+
+
+def edges(image: np.ndarray) -> np.ndarray:
+    """Where the mean over 5 x 5 is steep, by plane."""
+    smooth = F.avg_pool2d(torch.from_numpy(image)[:, None].float(), 5, 1)[:, 0].numpy()
+    return np.hypot(*np.gradient(smooth, axis=(1, 2)))
+
+
+def test_restyled_images_have_the_greys_of_the_source_and_the_edges_of_the_target(
+    scene: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_of(
+        scene,
+        "style.steps=50",
+        "style.width=8",
+        "style.learning_rate=2e-3",
+        "style.patches=64",
+        "style.batch=4",
+    )
+    run = train(config, ranks=Ranks())
+    generator = load_generator(config, 1, run)
+    source, target = (np.load(scene / f"{name}.npy") / np.float32(255) for name in ("source", "target"))
+    with torch.no_grad():
+        restyled = generator(torch.from_numpy(target)[None, None])[0, 0].numpy()
+    assert grey_distance(restyled, source) < 0.65 * grey_distance(target, source)
+    assert np.corrcoef(edges(restyled).ravel(), edges(target).ravel())[0, 1] > 0.6
+    stated = json.loads(Path(run.file("style.json")).read_text())
+    assert stated["distance"] < 0.65 * stated["distance_before"]
+    assert stated["content"] > 0.5
+    assert stated["notes"] == []
+    assert imageio.imread(run.file("figures", "style.png")).std() > 10
+    assert "grey levels of restyled images are" in capsys.readouterr().out
+
+
+def published_step(task: StyleTask, source: Tensor, target: Tensor, places: list[Tensor]) -> dict[str, float]:
+    """optimize_parameters of CUT's model, pass by pass; takes one step of plain Adam for each player."""
+    generator, judge, heads = task.generator.cut, task.discriminator, task.heads
+    adam = {"lr": task.settings.learning_rate, "betas": (0.5, 0.999)}
+    optimizer_d = torch.optim.Adam(judge.parameters(), **adam)
+    optimizer_g, optimizer_f = (torch.optim.Adam(part.parameters(), **adam) for part in (generator, heads))
+
+    def nce(before: Tensor, after: Tensor, where: list[Tensor]) -> Tensor:
+        total = torch.zeros(())
+        for layer, (q, k) in enumerate(zip(generator.encode(after), generator.encode(before), strict=True)):
+            q, k = (F.normalize(heads.heads[layer](taken_at(f, where[layer])), dim=-1) for f in (q, k))
+            for mine, other in zip(q, k, strict=True):
+                logits = mine @ other.detach().T / 0.07
+                total = total + F.cross_entropy(logits, torch.arange(len(mine))) / len(q)
+        return total / 5
+
+    fake, same = generator(target), generator(source)
+    loss_d = (judge(fake.detach()).square().mean() + (judge(source) - 1).square().mean()) * 0.5
+    optimizer_d.zero_grad()
+    loss_d.backward()
+    optimizer_d.step()
+    gan = (judge(fake) - 1).square().mean()
+    count = len(target)
+    contrast = nce(target, fake, [p[:count] for p in places])
+    contrast = (contrast + nce(source, same, [p[count:] for p in places])) * 0.5
+    optimizer_g.zero_grad()
+    optimizer_f.zero_grad()
+    (gan + contrast).backward()
+    optimizer_g.step()
+    optimizer_f.step()
+    return {
+        "discriminator_loss": float(loss_d.detach()),
+        "generator_adversarial": float(gan.detach()),
+        "generator_nce": float(contrast.detach()),
+    }
+
+
+def test_a_step_is_that_of_the_published_code(scene: Path) -> None:
+    task = task_of(config_of(scene, "style.decay=0"))
+    with torch.no_grad():
+        for parameter in task.network.parameters():  # far from the tiny weights of the beginning
+            parameter.mul_(20)
+    task.network.double()
+    images = task._images
+    task._images = lambda batch: [image.double() for image in images(batch)]  # type: ignore[method-assign]
+    other = copy.deepcopy(task.network)
+    stepper = Stepper(task.updates(task.config.train), task.config.train, Ranks(), task.shared)
+    batch = next(iter(task.batches(0, 1)))
+    source, target = task._images(batch)
+    places = task._places(torch.cat([target, source]), 0)
+    row = stepper.step(batch, 0)
+    twin = task_of(config_of(scene, "style.decay=0"))
+    twin.generator, twin.discriminator, twin.heads = other.values()
+    for name, value in published_step(twin, source, target, places).items():
+        assert float(row[name]) == pytest.approx(value, rel=1e-6), name
+    for (name, mine), theirs in zip(task.network.named_parameters(), other.parameters(), strict=True):
+        # A bias before an instance norm has a gradient of rounding alone, whose sign Adam takes for a direction.
+        if name.endswith("weight"):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_without_identity_source_images_are_not_restyled(scene: Path) -> None:
+    task = task_of(config_of(scene, "style.identity=false"))
+    batch = next(iter(task.batches(0, 1)))
+    made = task.shared(batch, 0).made
+    assert len(made) == 2
+    torch.testing.assert_close(made, task.generator.cut(task._images(batch)[1]))
+    whole = task_of(config_of(scene)).shared(batch, 0)
+    assert len(whole.made) == 4
+    assert [len(places) for places in whole.places] == [4] * 5
+
+
+def test_the_rate_is_constant_and_then_falls_to_nothing(scene: Path) -> None:
+    task = task_of(config_of(scene, "style.steps=20", "style.decay=0.5"))
+    rates = [task._rate(step) for step in range(20)]
+    assert rates[:10] == [1.0] * 10
+    np.testing.assert_allclose(rates[10:], 1 - np.arange(1, 11) / 11)
+    assert [task_of(config_of(scene, "style.decay=0"))._rate(step) for step in (0, 5)] == [1.0, 1.0]
+
+
+def test_places_are_drawn_for_each_image_by_itself(scene: Path) -> None:
+    task = task_of(config_of(scene, "style.patches=100"))
+    given = torch.zeros(4, 1, 32, 32)
+    places = task._places(given, 3)
+    assert [tuple(layer.shape) for layer in places] == [(4, 100)] * 3 + [(4, 64)] * 2
+    for layer, count in zip(places, task.generator.cut.places(32, 32), strict=True):
+        assert all(len(row.unique()) == len(row) and int(row.max()) < count for row in layer)
+        assert len({tuple(row.tolist()) for row in layer}) == 4
+    second = task_of(config_of(scene, "style.patches=100"), Ranks(1, 2))._places(given[:2], 3)
+    for layer, part in zip(places, second, strict=True):
+        assert torch.equal(layer[1::2], part)
+    assert not torch.equal(places[0], task._places(given, 4)[0])
+
+
+def test_a_broken_run_goes_on_as_if_it_had_not_been(scene: Path) -> None:
+    whole = train(config_of(scene), ranks=Ranks(), quiet=True)
+    config = config_of(scene, f"output={scene / 'other'}")
+    run = train(config, ranks=Ranks(), quiet=True)
+    Path(run.checkpoints()[-1][1]).unlink()
+    assert run.checkpoints()[-1][0] == 3
+    train(config, ranks=Ranks(), quiet=True, resume=True)
+    one, two = whole.load(), run.load()
+    assert one["step"] == two["step"] == 6
+    for name, value in one["network"].items():
+        assert torch.equal(value, two["network"][name]), name
+    logs = [Path(folder.file("log.jsonl")).read_text() for folder in (whole, run)]
+    assert logs[0] == logs[1]
+    assert len(logs[0].splitlines()) == 6
+    with pytest.raises(InputError, match=r"already holds a run at step 6: add --resume"):
+        train(config, ranks=Ranks(), quiet=True)
+    changed = config_of(scene, f"output={scene / 'other'}", "style.nce_weight=2")
+    with pytest.raises(InputError, match=r"domain_adaptation\.style\.nce_weight = 1\.0, now it is 2\.0"):
+        train(changed, ranks=Ranks(), quiet=True, resume=True)
+    before = Path(run.file("style.json")).read_text()
+    train(config, ranks=Ranks(), quiet=True, resume=True)  # nothing is left to do
+    assert json.loads(Path(run.file("style.json")).read_text()) == json.loads(before)
+
+
+def gradients(rank: int, config: Config, count: int) -> tuple[dict[str, float], list[Tensor]]:
+    """What is logged of two steps of one of ``count`` processes, and the gradients of the second."""
+    task = task_of(config, Ranks(rank, count))
+    updates = task.updates(config.train)
+    stepper = Stepper(updates, task.config.train, task.ranks, task.shared)
+    found: list[Tensor] = []
+    for update in updates:  # before each optimizer's step
+        update.optimizer.register_step_pre_hook(
+            lambda optimizer, *_: found.extend(
+                p.grad.clone() for group in optimizer.param_groups for p in group["params"]
+            )
+        )
+    row = {}
+    for step, batch in enumerate(task.batches(0, 2)):
+        found.clear()
+        row = {name: float(value) for name, value in stepper.step(batch, step).items()}
+    return row, found
+
+
+@pytest.mark.parametrize("options", [(), ("style.identity=false",)])
+def test_two_processes_are_one_with_the_joined_batch(
+    scene: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    config = config_of(scene, *options)
+    row, grads = gradients(0, config, 1)
+    parts = in_processes(gradients, 2, tmp_path, config, 2)
+    assert parts[0][0]["generator_nce"] != parts[1][0]["generator_nce"]
+    for name, value in row.items():
+        assert np.mean([part[0][name] for part in parts]) == pytest.approx(value, rel=1e-3, abs=1e-6), name
+    assert len(grads) == sum(1 for _ in task_of(config).network.parameters())
+    for mine, other, truth in zip(parts[0][1], parts[1][1], grads, strict=True):
+        assert torch.equal(mine, other)
+        scale = float(truth.abs().max())
+        torch.testing.assert_close(mine, truth, rtol=1e-3, atol=1e-3 * scale + 1e-7)
+
+
+def run_of(rank: int, config: Config) -> None:
+    train(config, ranks=Ranks(rank, 2), quiet=True)
+
+
+def test_a_run_of_two_processes_has_the_losses_and_facts_of_one(scene: Path, tmp_path: Path) -> None:
+    one = train(config_of(scene), ranks=Ranks(), quiet=True)
+    in_processes(run_of, 2, tmp_path, config_of(scene, f"output={scene / 'two'}"))
+    folders = (Path(one.path), scene / "two" / "style")
+    losses = [
+        [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+        for folder in folders
+    ]
+    assert len(losses[1]) == 6
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+    facts = [json.loads((folder / "style.json").read_text()) for folder in folders]
+    assert facts[1]["distance_before"] == pytest.approx(facts[0]["distance_before"], rel=1e-6)
+    assert facts[1]["content"] == pytest.approx(facts[0]["content"], abs=0.05)
+    assert imageio.imread(folders[1] / "figures" / "style.png").std() > 10
+
+
+@pytest.mark.parametrize("axis", ["z", "y"])
+def test_the_generator_goes_before_any_network(scene: Path, axis: str) -> None:
+    """Windows in the range of normalised images, slice by slice."""
+    config = config_of(scene, f"data.slice_axis={axis}")
+    generator = build_generator(config, 1)
+    assert not generator.training
+    window = torch.randn(2, 1, 9, 10, 11)
+    restyled = nn.Sequential(generator, nn.Conv3d(1, 3, 1))(window)
+    assert restyled.shape == (2, 3, 9, 10, 11)
+    number = "zyx".index(axis) + 2
+    slice_of = window.narrow(number, 4, 1)
+    torch.testing.assert_close(
+        generator(slice_of), generator(window).narrow(number, 4, 1), rtol=1e-4, atol=1e-5
+    )
+    generator.cut.model = nn.Sequential(*[nn.Identity()] * 31)
+    with torch.no_grad():
+        generator.middle.fill_(3)
+        generator.reach.fill_(0.5)
+    torch.testing.assert_close(generator(window), window)
+
+
+def test_the_range_is_that_of_the_source(scene: Path) -> None:
+    """In it the 1st and 99th percentile lie at -0.8 and 0.8."""
+    for mode in ("range", "zscore", "percentile"):
+        task = task_of(config_of(scene, f"data.normalize={mode}"))
+        source = np.load(scene / "source.npy").astype(np.float64)
+        low, high = np.percentile(source, [1, 99])
+        shift, scale = {
+            "range": (0, 255),
+            "zscore": (source.mean(), source.std()),
+            "percentile": (low, high - low),
+        }[mode]
+        ends = torch.tensor([(low - shift) / scale, (high - shift) / scale], dtype=torch.float32)
+        found = task.generator.slices(ends.view(1, 1, 1, 1, 2)).flatten()
+        torch.testing.assert_close(found, torch.tensor([-0.8, 0.8]), rtol=1e-4, atol=1e-4)
+
+
+def test_what_cannot_be_is_refused(scene: Path) -> None:
+    with pytest.raises(InputError, match=r"strategy style needs data\.target"):
+        train(config_of(scene, "data.target=[]"), ranks=Ranks())
+    with pytest.raises(
+        InputError, match=r"domain_adaptation\.style\.batch is shared out.*processes, 2, got 3"
+    ):
+        task_of(config_of(scene, "style.batch=3"), Ranks(0, 2))
+    with pytest.raises(InputError, match=r"patch \(1, 96, 32\) \(z, y, x\) is larger than the volume"):
+        train(config_of(scene, "style.patch=[96, 32]"), ranks=Ranks())
+    with pytest.raises(
+        InputError, match=r"style\.patch\.0: input should be greater than or equal to 32, got 31"
+    ):
+        config_of(scene, "style.patch=[31, 32]")
+    with pytest.raises(InputError, match=r"style\.nce_weight: input should be greater than 0"):
+        config_of(scene, "style.nce_weight=0")
+    np.save(scene / "colour.npy", np.zeros((3, 3, 64, 64), np.uint8))
+    with pytest.raises(InputError, match="target volumes must agree in channels"):
+        train(config_of(scene, "data.target=[{raw: colour.npy, axes: czyx}]"), ranks=Ranks())
