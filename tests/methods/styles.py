@@ -58,3 +58,10 @@ def task_of(config: Config, ranks: Ranks | None = None) -> StyleTask:
     config = style_config(config)
     source = open_training(config, labelled=False)
     return StyleTask(config, source, open_target(config, source[0].raw), ranks or Ranks())
+
+
+def in_float64(task: StyleTask) -> StyleTask:
+    task.network.double()
+    images = task._images
+    task._images = lambda batch: [image.double() for image in images(batch)]  # type: ignore[method-assign]
+    return task
