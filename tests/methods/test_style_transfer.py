@@ -43,23 +43,18 @@ def edges(image: np.ndarray) -> np.ndarray:
 def test_restyled_images_have_the_greys_of_the_source_and_the_edges_of_the_target(
     scene: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = (
-        "style.steps=40",
-        "style.batch=3",
-        "style.width=8",
-        "style.patches=64",
-        "style.learning_rate=2e-3",
-    )
+    sizes = ("style.patch=[48, 48]", "style.width=8", "style.patches=64", "style.projection=32")
+    options = (*sizes, "style.steps=40", "style.learning_rate=2e-3", "train.validate_every=100")
     config = config_of(scene, *options)
     run = train(config, ranks=Ranks())
     generator = load_generator(config, 1, run)
     source, target = (np.load(scene / f"{name}.npy") / np.float32(255) for name in ("source", "target"))
     with torch.no_grad():
         restyled = generator(torch.from_numpy(target)[None, None])[0, 0].numpy()
-    assert grey_distance(restyled, source) < 0.65 * grey_distance(target, source)
+    assert grey_distance(restyled, source) < 0.75 * grey_distance(target, source)
     assert np.corrcoef(edges(restyled).ravel(), edges(target).ravel())[0, 1] > 0.6
     stated = json.loads(Path(run.file("style.json")).read_text())
-    assert stated["distance"] < 0.65 * stated["distance_before"]
+    assert stated["distance"] < 0.75 * stated["distance_before"]
     assert stated["content"] > 0.5
     assert stated["notes"] == []
     assert imageio.imread(run.file("figures", "style.png")).std() > 10
