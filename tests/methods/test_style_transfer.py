@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from fastseg.errors import InputError
 from fastseg.methods.style_transfer import StyleTask, build_generator, load_generator, train
+from fastseg.methods.style_transfer_inputs import style_config
 from fastseg.nets.cut import taken_at
 from fastseg.train.config import Config
 from fastseg.train.ranks import Ranks
@@ -88,7 +89,7 @@ def published_step(task: StyleTask, source: Tensor, target: Tensor, places: list
     contrast = (contrast + nce(source, same, [p[count:] for p in places])) * 0.5
     optimizer_g.zero_grad()
     optimizer_f.zero_grad()
-    (gan + contrast).backward()
+    (gan + task.settings.nce_weight * contrast).backward()
     optimizer_g.step()
     optimizer_f.step()
     return {
@@ -99,7 +100,7 @@ def published_step(task: StyleTask, source: Tensor, target: Tensor, places: list
 
 
 def test_a_step_is_that_of_the_published_code(scene: Path) -> None:
-    task = task_of(config_of(scene, "style.decay=0"))
+    task = task_of(config_of(scene, "style.decay=0", "style.nce_weight=0.5"))
     with torch.no_grad():
         for parameter in task.network.parameters():  # far from the tiny weights of the beginning
             parameter.mul_(20)
@@ -110,8 +111,9 @@ def test_a_step_is_that_of_the_published_code(scene: Path) -> None:
     source, target = task._images(batch)
     places = task._places(torch.cat([target, source]), 0)
     row = stepper.step(batch, 0)
-    twin = task_of(config_of(scene, "style.decay=0"))
+    twin = task_of(config_of(scene, "style.decay=0", "style.nce_weight=0.5"))
     twin.generator, twin.discriminator, twin.heads = other.values()
+    assert not any("gradient_norm" in name for name in row)  # nothing is clipped
     for name, value in published_step(twin, source, target, places).items():
         assert float(row[name]) == pytest.approx(value, rel=1e-6), name
     for (name, mine), theirs in zip(task.network.named_parameters(), other.parameters(), strict=True):
@@ -137,6 +139,37 @@ def test_the_rate_is_constant_and_then_falls_to_nothing(scene: Path) -> None:
     assert rates[:10] == [1.0] * 10
     np.testing.assert_allclose(rates[10:], 1 - np.arange(1, 11) / 11)
     assert [task_of(config_of(scene, "style.decay=0"))._rate(step) for step in (0, 5)] == [1.0, 1.0]
+
+
+def test_images_are_turned_and_never_changed(scene: Path) -> None:
+    """Greys of either domain are those of its volume, in the generator's range; crops of the two lie apart."""
+    task = task_of(config_of(scene, "train.augment.gamma=0.5", "train.augment.noise=0.2"))
+    pair = next(iter(task.batches(0, 1)))
+    for name, batch, images in zip(("source", "target"), pair, task._images(pair), strict=True):
+        raw = torch.from_numpy(np.load(scene / f"{name}.npy")).unique() / 255
+        levels = task.generator.slices(raw.float().view(1, 1, 1, 1, -1)).flatten()
+        assert images.shape == (2, 1, 32, 32)
+        assert (images.flatten()[:, None] - levels).abs().amin(1).max() < 1e-5
+        plain = task.generator.slices(batch.raw.float() / 255)
+        assert not torch.equal(plain, images)
+        torch.testing.assert_close(plain.flatten(1).sort(1).values, images.flatten(1).sort(1).values)
+    boxes = [[loader.box(step, 0)[1].tolist() for step in range(8)] for loader in task.loaders]
+    assert boxes[0] != boxes[1]
+
+
+def test_the_generator_s_run_is_not_trained_as_the_segmentation_is(scene: Path) -> None:
+    stated = ("network.weights=runs/other", "train.ema=0.9", "train.clip_norm=1", "train.weight_decay=0.1")
+    config = style_config(
+        config_of(scene, *stated, "train.steps=7", "train.batch=5", "train.learning_rate=1")
+    )
+    train_config = config.train
+    assert config.network.weights is None
+    assert (train_config.ema, train_config.clip_norm, train_config.weight_decay) == (None, None, 0.0)
+    assert (train_config.steps, train_config.batch, train_config.learning_rate) == (6, 2, 2e-4)
+    assert config.output == str(scene / "run" / "style")
+    assert (config.data.cache_mib, config.data.resident_mib) == (256, 512)
+    entries = [*config.data.train, *config.data.target]
+    assert [entry.labels for entry in entries] == [None, None]
 
 
 def test_places_are_drawn_for_each_image_by_itself(scene: Path) -> None:

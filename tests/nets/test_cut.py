@@ -58,6 +58,26 @@ def test_layers_bear_the_numbers_of_the_published_code() -> None:
     assert judge == {"0", "3", "7", "11", "14"}
 
 
+def test_layers_are_of_the_kinds_of_the_published_code() -> None:
+    kinds = [type(layer).__name__ for layer in CutGenerator(1, width=4, blocks=2).model]
+    normed = ["Conv2d", "InstanceNorm2d", "ReLU"]
+    down, up = [*normed, "BlurredHalving"], ["Upsample", *normed]
+    ends = ["ReflectionPad2d", "Conv2d", "Tanh"]
+    assert kinds == ["ReflectionPad2d", *normed, *down, *down, *["ResidualBlock"] * 2, *up, *up, *ends]
+    block = [type(layer).__name__ for layer in CutGenerator(1, width=4).model[12].conv_block]
+    assert block == ["ReflectionPad2d", *normed, "ReflectionPad2d", "Conv2d", "InstanceNorm2d"]
+    judge = PatchDiscriminator(1, width=4).model
+    normed = ["Conv2d", "InstanceNorm2d", "LeakyReLU"]
+    kinds = [type(layer).__name__ for layer in judge]
+    halved = "BlurredHalving"
+    assert kinds == ["Conv2d", "LeakyReLU", halved, *normed, halved, *normed, halved, *normed, "Conv2d"]
+    assert all(layer.negative_slope == 0.2 for layer in judge if isinstance(layer, nn.LeakyReLU))
+    torch.manual_seed(0)
+    image = torch.randn(1, 16, 8, 8)
+    block = CutGenerator(1, width=4).model[12]
+    torch.testing.assert_close(block(image), image + block.conv_block(image))
+
+
 def test_translate_gives_the_outputs_of_the_numbered_layers_in_one_pass() -> None:
     torch.manual_seed(0)
     network, image = CutGenerator(2, width=4), torch.randn(2, 2, 24, 32)

@@ -25,7 +25,7 @@ class Look(NamedTuple):
 
 
 def draw_styles(figure: LiveFigure, look: Look, step: int) -> None:
-    """A row for each of up to three images: target, restyled, and a source image to compare with, all in the same greys;
+    """A row for each of up to three images: target, restyled, and a source image to compare with, in the same greys;
     below, the histograms of all three."""
     facts, levels, images = look
     rows = min(len(images["target"]), MOST_IMAGES)
