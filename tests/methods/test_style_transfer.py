@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 
@@ -62,8 +61,10 @@ def test_restyled_images_have_the_greys_of_the_source_and_the_edges_of_the_targe
     assert "grey levels of restyled images are" in capsys.readouterr().out
 
 
-def published_step(task: StyleTask, source: Tensor, target: Tensor, places: list[Tensor]) -> dict[str, float]:
-    """optimize_parameters of CUT's model, pass by pass; takes one step of plain Adam for each player."""
+def published_steps(
+    task: StyleTask, rounds: list[tuple[Tensor, Tensor, list[Tensor]]]
+) -> list[dict[str, float]]:
+    """optimize_parameters of CUT's model, pass by pass, at source images, target images and places of each round."""
     generator, judge, heads = task.generator.cut, task.discriminator, task.heads
     adam = {"lr": task.settings.learning_rate, "betas": (0.5, 0.999)}
     optimizer_d = torch.optim.Adam(judge.parameters(), **adam)
@@ -71,52 +72,52 @@ def published_step(task: StyleTask, source: Tensor, target: Tensor, places: list
 
     def nce(before: Tensor, after: Tensor, where: list[Tensor]) -> Tensor:
         total = torch.zeros(())
-        for layer, (q, k) in enumerate(zip(generator.encode(after), generator.encode(before), strict=True)):
-            q, k = (F.normalize(heads.heads[layer](taken_at(f, where[layer])), dim=-1) for f in (q, k))
+        features = zip(generator.encode(after), generator.encode(before), where, heads.heads, strict=True)
+        for after_it, before_it, places, head in features:
+            q, k = (F.normalize(head(taken_at(f, places)), dim=-1) for f in (after_it, before_it))
             for mine, other in zip(q, k, strict=True):
                 logits = mine @ other.detach().T / 0.07
                 total = total + F.cross_entropy(logits, torch.arange(len(mine))) / len(q)
         return total / 5
 
-    fake, same = generator(target), generator(source)
-    loss_d = (judge(fake.detach()).square().mean() + (judge(source) - 1).square().mean()) * 0.5
-    optimizer_d.zero_grad()
-    loss_d.backward()
-    optimizer_d.step()
-    gan = (judge(fake) - 1).square().mean()
-    count = len(target)
-    contrast = nce(target, fake, [p[:count] for p in places])
-    contrast = (contrast + nce(source, same, [p[count:] for p in places])) * 0.5
-    optimizer_g.zero_grad()
-    optimizer_f.zero_grad()
-    (gan + task.settings.nce_weight * contrast).backward()
-    optimizer_g.step()
-    optimizer_f.step()
-    return {
-        "discriminator_loss": float(loss_d.detach()),
-        "generator_adversarial": float(gan.detach()),
-        "generator_nce": float(contrast.detach()),
-    }
+    rows = []
+    for source, target, places in rounds:
+        fake, same = generator(target), generator(source)
+        loss_d = (judge(fake.detach()).square().mean() + (judge(source) - 1).square().mean()) * 0.5
+        optimizer_d.zero_grad()
+        loss_d.backward()
+        optimizer_d.step()
+        gan = (judge(fake) - 1).square().mean()
+        count = len(target)
+        contrast = nce(target, fake, [p[:count] for p in places])
+        contrast = (contrast + nce(source, same, [p[count:] for p in places])) * 0.5
+        optimizer_g.zero_grad()
+        optimizer_f.zero_grad()
+        (gan + task.settings.nce_weight * contrast).backward()
+        optimizer_g.step()
+        optimizer_f.step()
+        losses = {"discriminator_loss": loss_d, "generator_adversarial": gan, "generator_nce": contrast}
+        rows.append({name: float(loss.detach()) for name, loss in losses.items()})
+    return rows
 
 
-def test_a_step_is_that_of_the_published_code(scene: Path) -> None:
-    task = task_of(config_of(scene, "style.decay=0", "style.nce_weight=0.5"))
-    with torch.no_grad():
-        for parameter in task.network.parameters():  # far from the tiny weights of the beginning
-            parameter.mul_(20)
-    in_float64(task)
-    other = copy.deepcopy(task.network)
+def test_steps_are_those_of_the_published_code(scene: Path) -> None:
+    config = config_of(scene, "style.decay=0", "style.nce_weight=0.5", "style.learning_rate=1e-3")
+    task, twin = in_float64(task_of(config)), in_float64(task_of(config))
+    with torch.no_grad():  # far from the tiny weights of the beginning
+        for mine, theirs in zip(task.network.parameters(), twin.network.parameters(), strict=True):
+            theirs.copy_(mine.mul_(20))
     stepper = Stepper(task.updates(task.config.train), task.config.train, Ranks(), task.shared)
-    batch = next(iter(task.batches(0, 1)))
-    source, target = task._images(batch)
-    places = task._places(torch.cat([target, source]), 0)
-    row = stepper.step(batch, 0)
-    twin = task_of(config_of(scene, "style.decay=0", "style.nce_weight=0.5"))
-    twin.generator, twin.discriminator, twin.heads = other.values()
-    assert not any("gradient_norm" in name for name in row)  # nothing is clipped
-    for name, value in published_step(twin, source, target, places).items():
-        assert float(row[name]) == pytest.approx(value, rel=1e-6), name
-    for (name, mine), theirs in zip(task.network.named_parameters(), other.parameters(), strict=True):
+    rows, rounds = [], []
+    for step, batch in enumerate(task.batches(0, 3)):
+        source, target = task._images(batch)
+        rounds.append((source, target, task._places(torch.cat([target, source]), step)))
+        rows.append(stepper.step(batch, step))
+    assert not any("gradient_norm" in name for name in rows[0])  # nothing is clipped
+    for row, published in zip(rows, published_steps(twin, rounds), strict=True):
+        for name, value in published.items():
+            assert float(row[name]) == pytest.approx(value, rel=1e-5), name
+    for (name, mine), theirs in zip(task.network.named_parameters(), twin.network.parameters(), strict=True):
         # A bias before an instance norm has a gradient of rounding alone, whose sign Adam takes for a direction.
         if name.endswith("weight"):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
@@ -265,6 +266,16 @@ def test_a_run_of_two_processes_has_the_losses_and_facts_of_one(scene: Path, tmp
     assert facts[1]["distance_before"] == pytest.approx(facts[0]["distance_before"], rel=1e-6)
     assert facts[1]["content"] == pytest.approx(facts[0]["content"], abs=0.05)
     assert imageio.imread(folders[1] / "figures" / "style.png").std() > 10
+
+
+def test_a_generator_of_one_grey_is_told(scene: Path) -> None:
+    task = task_of(config_of(scene))
+    with torch.no_grad():
+        for parameter in task.generator.cut.model[-2].parameters():
+            parameter.zero_()
+    assert task.validate()["contrast"] == 0
+    assert task.looked is not None
+    assert "the generator has collapsed" in task.looked.facts.trouble()[0]
 
 
 @pytest.mark.parametrize("axis", ["z", "y"])

@@ -253,7 +253,7 @@ def test_two_updates_train_each_their_own_and_a_loss_without_gradient_skips(tmp_
 
 
 def test_what_updates_share_is_made_once_and_leads_back_to_each(tmp_path: Path) -> None:
-    """A maker's work reaches its judge's loss detached, and its own with the way back; no step freezes the next one's."""
+    """A maker's work reaches its own loss with the way back, and its judge's detached; no step freezes the next's."""
     task = Adversaries()
     made: list[Tensor] = []
 
@@ -271,7 +271,7 @@ def test_what_updates_share_is_made_once_and_leads_back_to_each(tmp_path: Path) 
         assert not any(p.requires_grad for p in task.network["judge"].parameters())
         return (task.network["judge"](work) - 1).square().mean(), {}
 
-    losses = {"judge": judge, "maker": maker}
+    losses = {"maker": maker, "judge": judge}
     task.shared = shared  # type: ignore[method-assign]
     task.updates = lambda settings: [  # type: ignore[method-assign]
         adamw_update(name, task.network[name], loss, settings) for name, loss in losses.items()
@@ -282,11 +282,11 @@ def test_what_updates_share_is_made_once_and_leads_back_to_each(tmp_path: Path) 
     settings = TrainConfig(**(SETTINGS | {"steps": 3}))
     steps = {name: adamw_update(name, apart[name], loss, settings) for name, loss in losses.items()}
     for batch in task.batches(0, 3):
+        work = apart["maker"](batch)
         for name, update in steps.items():
             update.optimizer.zero_grad()
-            work = apart["maker"](batch)
-            aim = 1 if name == "maker" else 0
-            (apart["judge"](work) - aim).square().mean().backward()
+            loss = (apart["judge"](work) - 1) if name == "maker" else apart["judge"](work.detach())
+            loss.square().mean().backward()
             update.optimizer.step()
             update.schedule.step()
     for mine, theirs in zip(task.network.parameters(), apart.parameters(), strict=True):

@@ -69,6 +69,7 @@ def train(config: Config, *, resume: bool = False, quiet: bool = False, ranks: R
         if ranks.first:
             task.finish(run.checkpoints()[-1][0])
             _report(task, run, quiet)
+        ranks.meet()  # only then is the last checkpoint there for all to read
     return run
 
 
