@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -149,8 +150,10 @@ class StyleTask(Task):
         self.figure = LiveFigure(run, "style", "style/images") if run is not None and ranks.first else None
 
     def batches(self, first: int, last: int) -> Iterator[Pair]:
-        pairs = zip(*(loader.batches(first, last) for loader in self.loaders), strict=True)
-        return (Pair(*pair) for pair in pairs)
+        source, target = (loader.batches(first, last) for loader in self.loaders)
+        with closing(source), closing(target):
+            for pair in zip(source, target, strict=True):
+                yield Pair(*pair)
 
     def updates(self, settings: TrainConfig) -> list[Update]:
         """The discriminator's, then that of generator and heads, both by Adam at a rate that is constant at first and
