@@ -85,6 +85,11 @@ def test_trouble_is_told(change: dict[str, float], told: str) -> None:
     assert told in notes[0]
 
 
+def test_greys_that_stay_near_are_no_trouble() -> None:
+    assert replace(GOOD, distance=0.09, distance_before=0.05).trouble() == []
+    assert len(replace(GOOD, distance=0.11, distance_before=0.05).trouble()) == 1
+
+
 def test_a_sure_discriminator_needs_both() -> None:
     assert replace(GOOD, score_source=0.97).trouble() == []
     assert replace(GOOD, score_restyled=0.02).trouble() == []

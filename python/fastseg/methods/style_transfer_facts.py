@@ -21,6 +21,9 @@ _SMOOTHED = 4
 _LEAST_CONTRAST, _LEAST_CONTENT = 0.2, 0.3
 _SURE = 0.1
 
+# Greys that are so near from the start, as normalised ones may be, a style can move either way.
+_NEAR = 0.1
+
 
 @dataclass(frozen=True)
 class StyleFacts:
@@ -59,7 +62,7 @@ class StyleFacts:
                 f"{self.score_restyled:.2f} for restyled), and the generator learns no style from it: lower "
                 "style.learning_rate or style.nce_weight, or train longer"
             )
-        if self.distance > self.distance_before:
+        if self.distance > max(self.distance_before, _NEAR):
             notes.append(
                 f"grey levels of restyled images are further from the source's than those of target images "
                 f"({self.distance:.3f}, {self.distance_before:.3f} before): train longer"
