@@ -315,6 +315,19 @@ def test_the_range_is_that_of_the_source(scene: Path) -> None:
         torch.testing.assert_close(found, torch.tensor([-0.8, 0.8]), rtol=1e-4, atol=1e-4)
 
 
+def test_the_range_spans_all_volumes_of_the_source(scene: Path) -> None:
+    both = task_of(config_of(scene, "data.train=[{raw: source.npy}, {raw: target.npy}]"))
+    ends = (
+        np.array([np.percentile(np.load(scene / f"{name}.npy"), [1, 99]) for name in ("source", "target")])
+        / 255
+    )
+    assert ends[0, 0] > ends[1, 0]  # the one that is brighter has the higher end
+    assert ends[0, 1] > ends[1, 1]
+    ends = torch.tensor([ends[1, 0], ends[0, 1]], dtype=torch.float32).view(1, 1, 1, 1, 2)
+    found = both.generator.slices(ends).flatten()
+    torch.testing.assert_close(found, torch.tensor([-0.8, 0.8]), rtol=1e-4, atol=1e-4)
+
+
 def test_what_cannot_be_is_refused(scene: Path) -> None:
     with pytest.raises(InputError, match=r"strategy style needs data\.target"):
         train(config_of(scene, "data.target=[]"), ranks=Ranks())
