@@ -49,7 +49,8 @@ class StyleFacts:
         if self.contrast < _LEAST_CONTRAST:
             notes.append(
                 f"restyled images are nearly of one grey (contrast {self.contrast:.2f} of the source's): the generator "
-                "has collapsed or hardly begun to learn; train longer, lower style.learning_rate or raise style.nce_weight"
+                "has collapsed or hardly begun to learn; train longer, lower style.learning_rate or raise "
+                "style.nce_weight"
             )
         elif self.content < _LEAST_CONTENT:
             notes.append(
