@@ -73,7 +73,7 @@ def measure_pipeline(task: Task, config: Config, ranks: Ranks, seconds: float) -
     """
     # The learning rate's schedule must not come to an end before the clock does.
     endless = config.train.model_copy(update={"steps": 1 << 30})
-    stepper, device = Stepper(task.updates(endless), endless, ranks), ranks.device
+    stepper, device = Stepper(task.updates(endless), endless, ranks, task.shared), ranks.device
     with closing(task.batches(0, endless.steps)) as batches:
         first = next(batches)
         stepper.step(first, 0)

@@ -4,6 +4,7 @@
 from fastseg.nn.masked_bce import MaskedWeightedBCE
 from fastseg.nn.patch_contrast import PatchContrast, PatchContrastTerms
 from fastseg.nn.patch_entropy import PatchSampler
+from fastseg.nn.patch_nce import PatchNCE
 from fastseg.nn.region_contrast import RegionContrast
 from fastseg.nn.region_pool import RegionPool, SoftRegionPool
 from fastseg.nn.region_pretext import RegionPretext, RegionPretextTerms, RegionView, grey_loss
@@ -12,6 +13,7 @@ __all__ = [
     "MaskedWeightedBCE",
     "PatchContrast",
     "PatchContrastTerms",
+    "PatchNCE",
     "PatchSampler",
     "RegionContrast",
     "RegionPool",

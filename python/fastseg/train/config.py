@@ -11,6 +11,7 @@ from fastseg.data.intensity import Mode
 from fastseg.data.patches import Sampling
 from fastseg.data.volumes import Box
 from fastseg.train.augment_config import AugmentConfig
+from fastseg.train.domain_adaptation_config import DomainAdaptationConfig
 from fastseg.train.network_config import NetworkConfig
 from fastseg.train.patch_contrast_config import PATCH_CONTRAST_DEFAULTS, PatchContrastConfig
 from fastseg.train.predict_config import PredictConfig
@@ -156,7 +157,9 @@ class TrainConfig(Section):
 
 
 class Config(Section):
-    method: Literal["supervised", "sparse_2d3d", "patch_contrast", "region_contrast"] = "supervised"
+    method: Literal["supervised", "sparse_2d3d", "patch_contrast", "region_contrast", "domain_adaptation"] = (
+        "supervised"
+    )
     output: str
     seed: Annotated[int, Field(ge=0)] = 0
     data: DataConfig
@@ -165,6 +168,7 @@ class Config(Section):
     sparse_2d3d: Sparse2d3dConfig = Sparse2d3dConfig()
     patch_contrast: PatchContrastConfig = PatchContrastConfig()
     region_contrast: RegionContrastConfig = RegionContrastConfig()
+    domain_adaptation: DomainAdaptationConfig = DomainAdaptationConfig()
     train: TrainConfig = TrainConfig()
     predict: PredictConfig = PredictConfig()
 
@@ -266,7 +270,7 @@ def _under(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
 
 
 # Sections of one method alone; each bears its method's name.
-METHOD_SECTIONS = ("sparse_2d3d", "patch_contrast", "region_contrast")
+METHOD_SECTIONS = ("sparse_2d3d", "patch_contrast", "region_contrast", "domain_adaptation")
 
 # What keys of other sections are by default under a method.
 METHOD_DEFAULTS: dict[Any, dict[str, Any]] = {

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,7 +22,15 @@ _FIRST_SCALE = 2.0**12
 class Stepper:
     """The updates of a task, step by step, with the state that a checkpoint needs."""
 
-    def __init__(self, updates: list[Update], settings: TrainConfig, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        updates: list[Update],
+        settings: TrainConfig,
+        ranks: Ranks,
+        shared: Callable[[Any, int], Any] | None = None,
+    ) -> None:
+        """shared: see ``Task.shared``."""
+        self.shared = shared
         self.updates, self.clip_norm, self.device = updates, settings.clip_norm, ranks.device
         self.precision = autocast_dtype(settings.precision, ranks.device)
         scaled = self.precision == torch.float16
@@ -34,10 +43,14 @@ class Stepper:
         """Take a step; returns what to log, on the device still."""
         row: dict[str, Tensor | float] = {}
         stepped = False
+        if self.shared is not None:
+            self._train_only(*self.updates)
+            with self._autocast():
+                batch = self.shared(batch, step)
         for update, loss_of in zip(self.updates, self.losses, strict=True):
             prefix = f"{update.name}_" if len(self.updates) > 1 else ""
             self._train_only(update)
-            with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
+            with self._autocast():
                 loss, scalars = loss_of(batch, step)
             row |= {
                 f"{prefix}learning_rate": update.schedule.get_last_lr()[0],
@@ -60,11 +73,14 @@ class Stepper:
             row["loss"] = sum(row[f"{update.name}_loss"] for update in self.updates)
         return row
 
-    def _train_only(self, update: Update) -> None:
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision is not None)
+
+    def _train_only(self, *trained: Update) -> None:
         # One network's loss runs through another, as a generator's through its adversary, whose gradient is not
         # asked for and must reach neither its optimizer nor the other processes.
         if len(self.updates) > 1:
-            mine = {id(p) for p in update.parameters}
+            mine = {id(p) for update in trained for p in update.parameters}
             for parameter in {p for other in self.updates for p in other.parameters}:
                 parameter.requires_grad_(id(parameter) in mine)
 

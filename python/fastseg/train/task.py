@@ -71,6 +71,12 @@ class Task:
         """The loss of a batch, and scalars to log. Runs under autocast."""
         raise NotImplementedError
 
+    def shared(self, batch: Any, step: int) -> Any:
+        """What the losses of a step take in place of the batch, made once before the first of them: the batch itself,
+        unless a method says otherwise. Runs under autocast. Of several updates it keeps the way back to the parameters
+        of each: what a generator has made serves its judge's loss, detached, and then its own."""
+        return batch
+
     def updates(self, settings: TrainConfig) -> list[Update]:
         """What happens in a step, in order. One update of the whole network with AdamW on a one-cycle schedule,
         unless a method says otherwise: two for an adversary, another optimizer, frozen parts left out."""

@@ -116,6 +116,24 @@ region_contrast:            # of method region_contrast: pretraining without lab
   sample_steps: 4           # batches that tell which regions are in use, and how far apart
   picture_every: 200        # steps between pictures of the regions, in figures/ and TensorBoard
 
+domain_adaptation:          # of method domain_adaptation
+  strategy: style           # images of data.target are given the style of data.train
+  style:
+    steps: 20000
+    batch: 1                # images of either domain per step, of all processes together
+    patch: [512, 512]       # y, x of the crops; several times what the generator should keep in proportion
+    width: 64               # of generator and discriminator
+    blocks: 9               # residual blocks of the generator
+    patches: 256            # places of an image and layer that must be told apart
+    projection: 256         # dimensions of what tells them apart
+    temperature: 0.07
+    nce_weight: 1.0         # of keeping what is where, against 1 of looking like the source
+    identity: true          # source images must stay what they are
+    learning_rate: 2.0e-4
+    decay: 0.5              # share of the steps, the last ones, in which the learning rate falls to 0
+    sample_steps: 8         # batches that tell what has been learnt
+    picture_every: 200      # steps between pictures, in figures/ and TensorBoard
+
 train:
   steps: 2000
   batch: 2                  # patches per step, of all processes together

@@ -91,7 +91,7 @@ class _Training:
             parts = self.network.children() if isinstance(self.network, nn.ModuleDict) else [self.network]
             for part in parts:
                 part.compile(dynamic=False)
-        self.stepper = Stepper(task.updates(settings), settings, ranks)
+        self.stepper = Stepper(task.updates(settings), settings, ranks, task.shared)
         self.average = WeightAverage(self.network, settings.ema) if settings.ema is not None else None
         gain = settings.stop.gain if settings.stop is not None else 0.0
         self.measure = chooser.measure if chooser is not None else settings.measure

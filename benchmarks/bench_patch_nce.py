@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""PatchNCE, beside the same in plain PyTorch: it runs by itself, as it is no op.
+
+    OMP_NUM_THREADS=1 python benchmarks/bench_patch_nce.py --threads 1
+
+Queries and keys (B, P, D) of B images, to the loss and the gradient of the queries; 256 places and dimensions are those
+of CUT, which does this for five layers in a step. ``plain`` holds the matrix of similarities of each image,
+``grouped`` gives all images to the op at once, as groups.
+"""
+
+import torch
+from harness import Case, Op, main
+from torch.nn import functional as F
+
+import fastseg
+from fastseg.nn import PatchNCE
+
+TEMPERATURE = 0.07
+
+# shape: (B, P, D)
+CASES = [
+    Case("image", (1, 256, 256), torch.float32),
+    Case("images", (8, 256, 256), torch.float32),
+    Case("places", (1, 4096, 256), torch.float32),
+]
+CONTESTANTS = ["fused", "reference", "plain", "grouped"]
+
+
+def plain(queries, keys):
+    cosine = F.normalize(queries, dim=-1) @ F.normalize(keys, dim=-1).mT / TEMPERATURE
+    right = torch.arange(queries.shape[1], device=queries.device).expand(len(queries), -1)
+    return F.cross_entropy(cosine.flatten(0, 1), right.flatten())
+
+
+def grouped(queries, keys):
+    images, places, _ = queries.shape
+    ids = torch.arange(images * places, device=queries.device)
+    options = {"anchor_ids": ids, "bank_ids": ids, "temperature": TEMPERATURE}
+    groups = {"anchor_groups": ids // places, "bank_groups": ids // places}
+    return fastseg.region_contrast(queries.flatten(0, 1), keys.flatten(0, 1), **options, **groups)
+
+
+def make_inputs(case, device):
+    torch.manual_seed(0)
+    queries, keys = torch.randn(2, *case.shape, device=device, dtype=case.dtype)
+    return queries.requires_grad_(), queries.detach() + keys
+
+
+def make(contestant, case):
+    own = {"plain": plain, "grouped": grouped}
+    return own.get(contestant) or PatchNCE(temperature=TEMPERATURE, impl=contestant)
+
+
+def expected(case, inputs):
+    queries = inputs[0].detach().double().requires_grad_()
+    loss = plain(queries, inputs[1].double())
+    return [loss.detach(), torch.autograd.grad(loss, queries)[0]]
+
+
+def bytes_moved(case, inputs):
+    """Both read forward; read again and the gradient written backward."""
+    read = sum(tensor.nbytes for tensor in inputs)
+    return read, read + inputs[0].nbytes
+
+
+if __name__ == "__main__":
+    main([Op("patch_nce", CASES, CONTESTANTS, make, make_inputs, expected, bytes_moved)])
