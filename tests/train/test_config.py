@@ -97,7 +97,7 @@ MISTAKES = {
     "train.stepps=3": "unknown key train.stepps; did you mean train.steps?",
     "sead=3": "unknown key sead; did you mean seed?",
     "xyz=3": "unknown key xyz; known are method, output, seed, data, network, loss, sparse_2d3d, patch_contrast, "
-    "region_contrast, train, predict",
+    "region_contrast, domain_adaptation, train, predict",
     "data.train.0.lables=x": "unknown key data.train.0.lables; did you mean data.train.0.labels?",
     "train.augment.contrst=1": "unknown key train.augment.contrst; did you mean train.augment.contrast?",
     "data.train.0.region.q=[0, 1]": "unknown key data.train.0.region.q; known are z, y, x",
@@ -116,8 +116,8 @@ MISTAKES = {
     "loss.pos_weight=[1, 2]": "loss.pos_weight must have 1 values, one per class",
     "data.sampling={uniform: 0, labelled: 0, foreground: 0}": "data.sampling: at least one share must be positive",
     "data.patch=[8, 8, 8]": r"data.patch \[8, 8, 8\] must be larger than \[8, 8, 8\]",
-    "method=magic": "method: input should be 'supervised', 'sparse_2d3d', 'patch_contrast' or 'region_contrast', "
-    "got 'magic'",
+    "method=magic": "method: input should be 'supervised', 'sparse_2d3d', 'patch_contrast', 'region_contrast' or "
+    "'domain_adaptation', got 'magic'",
     "sparse_2d3d.steps=5": "sparse_2d3d is a section of method sparse_2d3d, the method is supervised",
     "network.kind=sliding_cnn": r"network.kind sliding_cnn sees single slices: it needs a patch \[y, x\]",
     "patch_contrast.channels=2": "patch_contrast is a section of method patch_contrast, the method is supervised",
