@@ -40,6 +40,7 @@ MISTAKES = {
         f"{SECTION}.match_histograms=true",
         "data.target=[]",
     ): "match_histograms needs",
+    (f"{SECTION}.strategy=style", f"{SECTION}.match_histograms=true"): "match_histograms changes the source",
     (f"{SECTION}.strategy=magic",): "'none', 'pretrain', 'ynet' or 'style', got 'magic'",
     (f"{SECTION}.strategy=none", f"{SECTION}.phase=step_1"): "phase step_1 is none of strategy none",
     (f"{SECTION}.strategy=pretrain", "data.normalize=zscore"): "must be range or percentile, got zscore",

@@ -54,6 +54,11 @@ class Restyled(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         return self.segmenter(self.generator(image))
 
+    def train(self, mode: bool = True) -> Restyled:
+        super().train(mode)
+        self.generator.eval()  # it learns nothing any more
+        return self
+
 
 def take_over(network: nn.Module, run: RunFolder) -> list[str]:
     """Copy the weights of an earlier phase, the best where it was validated, into those of ``network`` that have the

@@ -98,6 +98,11 @@ class DomainAdaptationConfig(Section):
             raise ValueError(
                 f"domain_adaptation.{wanting} needs data.target, images of the domain to segment"
             )
+        if self.strategy == "style" and self.matching:
+            raise ValueError(
+                "domain_adaptation.match_histograms changes the source, whose style strategy style gives to the "
+                "target: leave it out"
+            )
         if self.strategy == "pretrain" and data.normalize not in ("range", "percentile"):
             raise ValueError(
                 "domain_adaptation.strategy pretrain restores grey levels from 0, black, to 1, white: data.normalize "
