@@ -27,8 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from rows import add, commit, read
+from rows import add, commit, parse, read
 
 from fastseg.methods import supervised
 from fastseg.methods.inference import predictor, tiling_of
@@ -208,11 +207,8 @@ def run_all(options):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("run", "show"))
     parser.add_argument("--data", nargs="+", choices=PAIRS, default=["lucchi-vnc", "vnc-lucchi"])
-    parser.add_argument("--root", type=Path, help="the folder of the sets")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=[*ARMS])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
         "--steps", type=int, default=400, help="of learning the source's labels (%(default)s)"
     )
@@ -223,27 +219,9 @@ def main():
     parser.add_argument("--width", type=int, default=8, help="of the Attention U-Net (%(default)s)")
     parser.add_argument("--patch", type=int, default=128)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--plot", type=Path, help="of show: a PNG")
-    parser.add_argument("--threads", type=int, help="of torch, by default all cores")
-    parser.add_argument("--quiet", action="store_true")
-    parser.add_argument(
-        "--folder", type=Path, default=Path("build/experiments/domain_adaptation"), help="(%(default)s)"
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="(%(default)s)")
-    options = parser.parse_args()
-    if options.what == "show":
-        from domain_adaptation_report import plot, table
-
-        print(table(read(options.results)))
-        if options.plot:
-            print(plot(read(options.results), options.plot))
-        return
-    if options.root is None:
-        parser.error("run needs --root, the folder of the sets")
-    options.root, options.folder = options.root.resolve(), options.folder.resolve()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    run_all(options)
+    options = parse(parser, "domain_adaptation", RESULTS)
+    if options is not None:
+        run_all(options)
 
 
 if __name__ == "__main__":
