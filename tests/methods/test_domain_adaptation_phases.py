@@ -197,6 +197,21 @@ def test_sources_are_matched_as_they_are_read_and_the_target_is_not(scene: Path)
         assert set(batch.raw[labelled].unique().tolist()) <= set(np.unique(expected).tolist())
 
 
+def test_matching_reads_no_more_than_a_patch_once_it_has_counted(
+    scene: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = task_of(config_of(scene, "ynet", *PLAIN, "data.resident=false"), "step_1")
+    read, boxes = Volume.read, []
+
+    def count(volume: Volume, start: list[int], stop: list[int], out: np.ndarray | None = None) -> np.ndarray:
+        boxes.append(int(np.prod(np.subtract(stop, start))))
+        return read(volume, start, stop, out)
+
+    monkeypatch.setattr(Volume, "read", count)
+    task.loader.load(0)
+    assert set(boxes) == {32 * 32}
+
+
 def test_matching_is_on_with_both_domains_and_off_without(scene: Path) -> None:
     for strategy, expected in (("none", False), ("style", False), ("pretrain", True), ("ynet", True)):
         section = config_of(scene, strategy).domain_adaptation

@@ -18,6 +18,8 @@ from torch import Tensor
 from fastseg.data.annotations import AnnotatedVolume, index_labels
 from fastseg.data.augment import Augmentation, augment
 from fastseg.data.buffers import Batch
+from fastseg.data.loader import PatchLoader
+from fastseg.data.resident import ResidentLoader
 from fastseg.methods.domain_adaptation_data import Domains, mixed
 from fastseg.methods.domain_adaptation_network import YNetwork
 from fastseg.methods.networks import build_network
@@ -100,7 +102,9 @@ class RestorationTask(Task):
         means = (total / (_HELD_OUT_STEPS * self.ranks.count)).tolist()
         return dict(zip(sums, means, strict=True))
 
-    def _held_out_batches(self, volumes: list[AnnotatedVolume], places: range):
+    def _held_out_batches(
+        self, volumes: list[AnnotatedVolume], places: range
+    ) -> PatchLoader | ResidentLoader | None:
         if not volumes:
             return None
         data = self.config.data.model_copy(update={"train": self.config.data.validation})
