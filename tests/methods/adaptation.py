@@ -65,8 +65,7 @@ def config_of(path: Path, strategy: str, *overrides: str) -> Config:
 
 
 def task_of(config: Config, phase: Phase, ranks: Ranks | None = None) -> RestorationTask:
-    ranks = ranks or Ranks()
-    return RestorationTask(phase_config(config, phase), open_domains(config, ranks), ranks)
+    return RestorationTask(phase_config(config, phase), open_domains(config, Ranks()), ranks or Ranks())
 
 
 def weights(path: str | Path) -> dict[str, torch.Tensor]:

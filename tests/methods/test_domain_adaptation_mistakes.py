@@ -12,7 +12,8 @@ from fastseg.errors import InputError
 from fastseg.methods.domain_adaptation import train
 from fastseg.methods.domain_adaptation_data import with_test_images
 from fastseg.train.config_file import load_config
-from tests.methods.adaptation import config_of, draw_domains
+from fastseg.train.ranks import Ranks
+from tests.methods.adaptation import config_of, draw_domains, task_of
 
 
 @pytest.fixture
@@ -110,3 +111,8 @@ def test_images_of_several_channels_are_not_matched_but_may_be_restored(scene: P
     off = "domain_adaptation.match_histograms=false"
     for strategy in ("pretrain", "ynet"):
         train(config_of(scene, strategy, off, f"output={scene.parent / strategy}"), quiet=True)
+
+
+def test_a_batch_that_processes_cannot_share_names_its_phase(scene: Path) -> None:
+    with pytest.raises(InputError, match=r"domain_adaptation\.step_2\.batch is shared out evenly.* 3, got 4"):
+        task_of(config_of(scene, "ynet"), "step_2", Ranks(0, 3))

@@ -49,7 +49,7 @@ class RestorationTask(Task):
         self.augmentation = augmentation(config)
         drawing, volumes = mixed(config, domains, labelled=self.mask_weight > 0)
         self.indexes = [index_labels(volume, config.seed) for volume in volumes]
-        places = ranks.places(config.train.batch)
+        places = ranks.places(config.train.batch, f"domain_adaptation.{settings.phase}.batch")
         self.loader = build_loader(drawing, volumes, self.indexes, self.device, places)
         self.held_out = self._held_out_batches(domains.held_out, places)
         torch.manual_seed(config.seed)

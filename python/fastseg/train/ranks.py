@@ -39,11 +39,12 @@ class Ranks:
     def first(self) -> bool:
         return self.rank == 0
 
-    def places(self, batch: int) -> range:
-        """This process's places in a global batch: rank r of w holds r * batch / w .. (r + 1) * batch / w - 1."""
+    def places(self, batch: int, key: str = "train.batch") -> range:
+        """This process's places in a global batch: rank r of w holds r * batch / w .. (r + 1) * batch / w - 1. key:
+        what states the batch, for the message."""
         if batch % self.count:
             raise InputError(
-                f"train.batch is shared out evenly: it must be a multiple of the number of processes, "
+                f"{key} is shared out evenly: it must be a multiple of the number of processes, "
                 f"{self.count}, got {batch}"
             )
         share = batch // self.count
