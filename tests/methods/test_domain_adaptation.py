@@ -186,6 +186,7 @@ def test_none_is_supervised_training_and_may_begin_with_weights(scene: Path) -> 
     same = (
         "train.learning_rate=2e-4",
         "train.weight_decay=0",
+        "train.augment={contrast: 0, brightness: 0}",
         "data.normalize=percentile",
         "network.kind=attention_unet",
     )

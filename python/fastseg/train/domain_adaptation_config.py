@@ -136,9 +136,16 @@ def _overlap(first: Any, second: Any) -> bool:
     return all(not a or not b or (a[0] < b[1] and b[0] < a[1]) for a, b in pairs)
 
 
-# What other sections are by default under this method: the published network, and its optimizer in the last phase.
+# What other sections are by default under this method: the published network, its optimizer in the last phase, and no
+# change of intensities, which would be an adaptation of its own.
 DOMAIN_ADAPTATION_DEFAULTS: dict[str, Any] = {
     "network": {"kind": "attention_unet", "norm": "none"},
     "data": {"normalize": "percentile"},
-    "train": {"steps": 10_000, "batch": 4, "learning_rate": 2e-4, "weight_decay": 0.0},
+    "train": {
+        "steps": 10_000,
+        "batch": 4,
+        "learning_rate": 2e-4,
+        "weight_decay": 0.0,
+        "augment": {"contrast": 0.0, "brightness": 0.0},
+    },
 }
