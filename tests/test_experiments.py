@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import importlib
 import sys
@@ -10,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import h5py
 import imageio.v3 as imageio
 import numpy as np
 import pytest
@@ -180,4 +182,50 @@ def test_region_contrast_has_a_row_per_arm_labels_and_seed_once(
     monkeypatch.setattr(sys, "argv", show)
     module.main()
     assert capsys.readouterr().out.count("| regions, both | ") == 1
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_domain_adaptation_has_a_row_per_arm_and_seed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    module = importlib.import_module("domain_adaptation")
+    # Put back what a call replaces.
+    monkeypatch.setattr(module.supervised, "morphology_chooser", module.supervised.morphology_chooser)
+    for name, shape in (
+        ("train", (128, 48, 64)),
+        ("stack1_z00-14", (15, 48, 64)),
+        ("stack2_unlabelled", (4, 48, 64)),
+    ):
+        folder = tmp_path / "sets" / ("em_lucchi" if name == "train" else "em_vnc")
+        folder.mkdir(parents=True, exist_ok=True)
+        image, truth = draw_image(len(name), shape[1:])
+        with h5py.File(folder / f"{name}.h5", "w") as file:
+            file["raw"] = np.broadcast_to(image.mean(-1).astype("u1"), shape)
+            file["mito"] = np.broadcast_to(truth.astype("u1"), shape)
+    vnc = replace(module.DOMAINS["vnc"], target={}, test={})
+    monkeypatch.setitem(module.DOMAINS, "vnc", vnc)
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    results = tmp_path / "rows.csv"
+    common = ["--folder", str(tmp_path / "runs"), "--results", str(results)]
+    sizes = ["--steps", "4", "--looks", "2", "--width", "2", "--patch", "32", "--batch", "2"]
+    run = ["run", "--data", "lucchi-vnc", "--root", str(tmp_path / "sets"), "--seeds", "1", "--quiet"]
+    for _ in range(2):
+        rows = rows_of(module, monkeypatch, results, *run, *sizes, *common)
+        assert [row["arm"] for row in rows] == ["none", "matched", "pretrain", "ynet"]
+        assert "style is left out" in capsys.readouterr().out
+    for row in rows:
+        assert row["looks"] == "2"
+        assert float(row["iou_best"]) >= max(float(row["iou_stop"]), float(row["iou_last"]))
+    for pair in module.PAIRS:  # a test slice among the images of the target is refused
+        options = argparse.Namespace(
+            steps=4, batch=2, patch=32, width=2, learning_rate=1e-3, root=tmp_path, folder=tmp_path
+        )
+        config = module.configured(pair, "ynet", 0, options)
+        assert not config.domain_adaptation.transductive
+    monkeypatch.setattr(
+        sys, "argv", ["domain_adaptation.py", "show", *common, "--plot", str(tmp_path / "plot.png")]
+    )
+    module.main()
+    assert capsys.readouterr().out.count("| Attention Y-Net | ") == 1
     assert (tmp_path / "plot.png").stat().st_size > 1000

@@ -23,7 +23,7 @@ import h5py
 import imageio.v3 as imageio
 import numpy as np
 import torch
-from rows import add, commit, read
+from rows import add, commit, parse, read
 
 from fastseg.data import open_volume
 from fastseg.methods.inference import predictor, tiling_of, trained_network
@@ -215,11 +215,8 @@ def run_set(name, options):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("run", "show"))
     parser.add_argument("--data", nargs="+", choices=SETS, default=[*SETS])
-    parser.add_argument("--root", type=Path, help="the folder of the sets")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=[*ARMS])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--pretrain-steps", type=int, default=400)
     parser.add_argument("--steps", type=int, default=400, help="of training with labels (%(default)s)")
     parser.add_argument("--pos-weight", type=float, default=3.0, help="of the foreground (%(default)s)")
@@ -228,26 +225,9 @@ def main():
     parser.add_argument(
         "--batch", type=int, default=8, help="of pretraining, twice that of training with labels"
     )
-    parser.add_argument("--plot", type=Path, help="of show: a PNG")
-    parser.add_argument("--threads", type=int, help="of torch, by default all cores")
-    parser.add_argument("--quiet", action="store_true")
-    parser.add_argument(
-        "--folder", type=Path, default=Path("build/experiments/region_contrast"), help="(%(default)s)"
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="(%(default)s)")
-    options = parser.parse_args()
-    if options.what == "show":
-        from region_contrast_report import plot, table
-
-        print(table(read(options.results)))
-        if options.plot:
-            print(plot(read(options.results), options.plot))
+    options = parse(parser, "region_contrast", RESULTS)
+    if options is None:
         return
-    if options.root is None:
-        parser.error("run needs --root, the folder of the sets")
-    options.root, options.folder = options.root.resolve(), options.folder.resolve()
-    if options.threads:
-        torch.set_num_threads(options.threads)
     for name in options.data:
         run_set(name, options)
 

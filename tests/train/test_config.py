@@ -117,8 +117,7 @@ MISTAKES = {
     "data.sampling={uniform: 0, labelled: 0, foreground: 0}": "data.sampling: at least one share must be positive",
     "data.patch=[8, 8, 8]": r"data.patch \[8, 8, 8\] must be larger than \[8, 8, 8\]",
     "method=magic": "method: input should be 'supervised', 'sparse_2d3d', 'patch_contrast', 'region_contrast' or "
-    "'domain_adaptation', "
-    "got 'magic'",
+    "'domain_adaptation', got 'magic'",
     "sparse_2d3d.steps=5": "sparse_2d3d is a section of method sparse_2d3d, the method is supervised",
     "network.kind=sliding_cnn": r"network.kind sliding_cnn sees single slices: it needs a patch \[y, x\]",
     "patch_contrast.channels=2": "patch_contrast is a section of method patch_contrast, the method is supervised",

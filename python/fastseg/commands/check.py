@@ -23,7 +23,7 @@ from fastseg.methods.supervised import describe
 from fastseg.predict import CHUNK, Grid, Tiling
 from fastseg.train.config import Config
 from fastseg.train.device import autocast_dtype, device_name
-from fastseg.train.inputs import open_annotated, open_validation
+from fastseg.train.inputs import open_annotated, open_target, open_validation
 from fastseg.train.memory import explaining_out_of_memory
 from fastseg.train.ranks import Ranks, join
 
@@ -61,8 +61,11 @@ def check_run(config: Config, seconds: float) -> list[str]:
         if tests:
             largest = max(_prediction_bytes(config, volume.raw) for volume in tests)
             lines.append(f"prediction: {_mib(largest)} beside what the network itself takes")
+        lines += _targets(config, volumes)
         if config.method == "sparse_2d3d":
             lines += _slices(slices_config(config, volumes), volumes)
+        if config.method == "domain_adaptation":
+            lines += _phases(config)
         lines += _training(config, volumes, task, ranks)
         trouble = _trouble(config, volumes, task, ranks)
         if seconds > 0:
@@ -74,6 +77,33 @@ def check_run(config: Config, seconds: float) -> list[str]:
                     "data.cache_mib are what to raise"
                 )
         return [*lines, *(f"trouble: {line}" for line in trouble)]
+
+
+def _targets(config: Config, volumes: list[AnnotatedVolume]) -> list[str]:
+    """The volumes of the domain to segment."""
+    targets = open_target(config, volumes[0].raw)
+    lines = ["target, of which labels decide nothing"] if targets else []
+    for volume in targets:
+        _read_all(volume)
+        lines += [f"  {volume.raw.name}: {volume.shape} {volume.raw.dtype}", f"    {_storage(volume.raw)}"]
+    return lines
+
+
+def _phases(config: Config) -> list[str]:
+    """What comes before the last phase of a domain adaptation."""
+    section = config.domain_adaptation
+    lines = ["histograms: of data.train matched to data.target"] if section.matching else []
+    if section.phases:
+        lines.append(
+            f"phases before that of train, {section.target_share:.0%} of their patches of the target"
+        )
+    for name in section.phases:
+        settings = getattr(section, name)
+        lines.append(
+            f"  {name}: {settings.steps} steps, batch {settings.batch}, {settings.optimizer}, learning rate "
+            f"{settings.learning_rate:g}, {settings.schedule}"
+        )
+    return lines
 
 
 def _slices(config: Config, volumes: list[AnnotatedVolume]) -> list[str]:

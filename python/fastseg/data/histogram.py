@@ -2,16 +2,18 @@
 """Histogram matching of one volume to others, read in blocks; the rule is that of Franco-Barranco et al. (CMPB 2022).
 
 lookup = match_histograms(histogram_of([source]), histogram_of(targets))
-matched = lookup(source.read(start, stop))
+matched = MatchedVolume(source, lookup)     # reads as source does, matched box by box
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from fastseg.data.cache import ChunkCache
 from fastseg.data.volumes import Volume, require_finite
 from fastseg.errors import InputError
 
@@ -35,12 +37,44 @@ class Lookup:
     matched: np.ndarray
 
     def __call__(self, raw: np.ndarray) -> np.ndarray:
-        """An array of any shape in its own dtype, integers rounded; 4 to 8 bytes per value beside it."""
+        """An array of any shape in its own dtype, integers rounded; 4 to 8 bytes per value beside it, of uint8 and
+        uint16, which are looked up in a table, as many as they have."""
+        if raw.dtype.kind == "u" and raw.dtype.itemsize <= 2:
+            return self._table[raw.dtype.itemsize][raw]
+        return self._between(raw)
+
+    @cached_property
+    def _table(self) -> dict[int, np.ndarray]:
+        """Of uint8 and uint16, what each grey level becomes, by their bytes."""
+        dtypes = (np.uint8, np.uint16)
+        return {i + 1: self._between(np.arange(np.iinfo(d).max + 1, dtype=d)) for i, d in enumerate(dtypes)}
+
+    def _between(self, raw: np.ndarray) -> np.ndarray:
         found = np.interp(raw.reshape(-1), self.values, self.matched).reshape(raw.shape)
         if raw.dtype.kind in "ui":
             limits = np.iinfo(raw.dtype)
             found = np.clip(np.rint(found), limits.min, limits.max)
         return np.where(raw == 0, 0, found).astype(raw.dtype)
+
+
+class MatchedVolume(Volume):
+    """A volume whose boxes come matched by ``lookup``; nothing is read or kept beyond the box asked for."""
+
+    def __init__(self, volume: Volume, lookup: Lookup) -> None:
+        self.__dict__.update(volume.__dict__)
+        self.volume, self.lookup = volume, lookup
+
+    def crop(self, start: Sequence[int], stop: Sequence[int]) -> Volume:
+        return MatchedVolume(self.volume.crop(start, stop), self.lookup)
+
+    def with_cache(self, cache: ChunkCache) -> Volume:
+        return MatchedVolume(self.volume.with_cache(cache), self.lookup)
+
+    def read(self, start: Sequence[int], stop: Sequence[int], out: np.ndarray | None = None) -> np.ndarray:
+        box = self.volume.read(start, stop, out)
+        require_finite(box, self.volume, start)
+        box[...] = self.lookup(box)
+        return box
 
 
 def histogram_of(volumes: Sequence[Volume]) -> Histogram:

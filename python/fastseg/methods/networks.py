@@ -10,6 +10,7 @@ from fastseg.nets.fcnn import FCNN
 from fastseg.nets.resnet import ResNetUNet
 from fastseg.nets.sliding_cnn import SlidingCNN
 from fastseg.nets.unet import UNet
+from fastseg.nets.ynet import AttentionUNet
 from fastseg.train.config import Config
 
 
@@ -37,6 +38,9 @@ def build_network(config: Config, channels: int, outputs: int | None = None) -> 
         network = SlidingCNN(channels, classes)
     elif settings.kind == "fcnn":
         network = FCNN(dims, channels, classes, width=settings.width, dilations=settings.dilations)
+    elif settings.kind == "attention_unet":
+        options = {"width": settings.width, "gate": settings.gate, "dropouts": settings.dropout}
+        network = AttentionUNet(channels, classes, **options)
     else:
         kind = ResNetUNet if settings.kind == "resnet50" else UNet
         network = kind(

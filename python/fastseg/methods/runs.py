@@ -91,6 +91,12 @@ def fit_run(
         fit(task, settings or config.train, run, ranks, chooser=chooser, **options)
 
 
+def tell(phase: str, ranks: Ranks, quiet: bool) -> None:
+    """Say which phase of a run begins."""
+    if ranks.first and not quiet:
+        print(phase, flush=True)
+
+
 def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(values, dict) and values:
         items = values.items()

@@ -17,7 +17,7 @@ from fastseg.errors import InputError
 from fastseg.methods import supervised
 from fastseg.methods.inference import decided_by, segment, trained_network
 from fastseg.methods.networks import build_network
-from fastseg.methods.runs import require_fresh_or_same
+from fastseg.methods.runs import require_fresh_or_same, tell
 from fastseg.train.checkpoint import RunFolder, read_json, write_atomically
 from fastseg.train.config import Config
 from fastseg.train.config_file import parse_config
@@ -40,12 +40,12 @@ def train(config: Config, *, resume: bool = False, quiet: bool = False) -> RunFo
             require_fresh_or_same(config, run, resume)
         volumes = open_training(config)
         slices = slices_config(config, volumes)
-        _tell("2D network on the annotated slices", ranks, quiet)
+        tell("2D network on the annotated slices", ranks, quiet)
         supervised.train_with(slices, ranks, resume=resume, quiet=quiet)
         ranks.meet()  # only then is the last checkpoint there for all to read
-        _tell("pseudo-labels", ranks, quiet)
+        tell("pseudo-labels", ranks, quiet)
         paths = infer_pseudo_labels(config, slices, volumes, ranks, resume=resume, quiet=quiet)
-        _tell("3D network on annotations and pseudo-labels", ranks, quiet)
+        tell("3D network on annotations and pseudo-labels", ranks, quiet)
         return supervised.train_with(config, ranks, pseudo_labels=paths, resume=resume, quiet=quiet)
 
 
@@ -137,8 +137,3 @@ def _slice_axis(config: Config) -> str:
             f"{', '.join(sorted(stated))}"
         )
     return stated.pop() if stated else "z"
-
-
-def _tell(phase: str, ranks: Ranks, quiet: bool) -> None:
-    if ranks.first and not quiet:
-        print(phase, flush=True)

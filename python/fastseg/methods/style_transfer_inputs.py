@@ -26,6 +26,7 @@ def style_config(config: Config) -> Config:
         update={
             "output": os.path.join(config.output, "style"),
             "network": config.network.model_copy(update={"weights": None}),
+            "domain_adaptation": config.domain_adaptation.model_copy(update={"phase": "style"}),
             "data": data.model_copy(
                 update={
                     "train": [_unlabelled(entry) for entry in data.train],

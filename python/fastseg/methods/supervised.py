@@ -8,7 +8,7 @@ Pseudo-labels count too where a mask volume marks them (code 2) or a volume of t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -35,9 +35,18 @@ from fastseg.train.task import Task
 
 
 class SupervisedTask(Task):
-    """Batches, loss and validation for ``fit``, of this process's places in the global batch."""
+    """Batches, loss and validation for ``fit``, of this process's places in the global batch.
 
-    def __init__(self, config: Config, volumes: list[AnnotatedVolume], ranks: Ranks) -> None:
+    held_out: the volumes of validation, by default those of the configuration.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        volumes: list[AnnotatedVolume],
+        ranks: Ranks,
+        held_out: list[AnnotatedVolume] | None = None,
+    ) -> None:
         self.config, self.device = config, ranks.device
         self.indexes = [index_labels(volume, config.seed) for volume in volumes]
         self.augmentation = augmentation(config)
@@ -45,14 +54,9 @@ class SupervisedTask(Task):
         self.loader = build_loader(config, volumes, self.indexes, self.device, places)
         torch.manual_seed(config.seed)
         self.network = build_network(config, volumes[0].raw.channels).to(self.device)
-        weight = config.loss.pos_weight
-        self.criterion = MaskedWeightedBCE(
-            pseudo_weight=config.loss.pseudo_weight,
-            pos_weight=torch.tensor(weight) if weight else None,
-            normalize=config.loss.normalize,
-            across_ranks=ranks.count > 1,
-        ).to(self.device)
-        held_out = open_validation(config, volumes[0].raw)
+        self.criterion = build_criterion(config, ranks)
+        if held_out is None:
+            held_out = open_validation(config, volumes[0].raw)
         predictors = [predictor(self.network, volume.raw, config, self.device) for volume in held_out]
         tilings = [
             tiling_of(config, predict, volume.raw, self.device)
@@ -67,11 +71,25 @@ class SupervisedTask(Task):
         batch = batch.to(self.device)
         image, target, codes = augment(batch, self.augmentation, self.config.patch, self.config.seed)
         self.criterion.pseudo_weight = self.config.loss.pseudo_weight_at(step, self.config.train.steps)
-        logits = self.network(image.contiguous(memory_format=torch.channels_last_3d))
+        logits = self.segment(image.contiguous(memory_format=torch.channels_last_3d))
         return self.criterion(logits, target, codes), {}
+
+    def segment(self, image: Tensor) -> Tensor:
+        """Logits of training images."""
+        return self.network(image)
 
     def validate(self) -> dict[str, float]:
         return self.validation.measure()
+
+
+def build_criterion(config: Config, ranks: Ranks) -> MaskedWeightedBCE:
+    weight = config.loss.pos_weight
+    return MaskedWeightedBCE(
+        pseudo_weight=config.loss.pseudo_weight,
+        pos_weight=torch.tensor(weight) if weight else None,
+        normalize=config.loss.normalize,
+        across_ranks=ranks.count > 1,
+    ).to(ranks.device)
 
 
 def build_loader(
@@ -125,6 +143,23 @@ def train_with(
 ) -> RunFolder:
     """``train`` with processes that have met already. pseudo_labels: a volume's path for each training volume, or
     none; see ``AnnotatedVolume.pseudo``."""
+
+    def build() -> tuple[list[AnnotatedVolume], SupervisedTask]:
+        volumes = open_training(config, pseudo_labels)
+        return volumes, SupervisedTask(config, volumes, ranks)
+
+    return train_task(config, ranks, build, resume=resume, quiet=quiet)
+
+
+def train_task(
+    config: Config,
+    ranks: Ranks,
+    build: Callable[[], tuple[list[AnnotatedVolume], SupervisedTask]],
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+) -> RunFolder:
+    """Train the task that ``build`` makes, with the volumes it learns, into ``config.output``."""
     run = RunFolder(config.output)
     sizes = {
         "train.batch": config.train.batch,
@@ -135,8 +170,7 @@ def train_with(
     with explaining_out_of_memory(ranks, sizes):
         if ranks.first:
             require_fresh_or_same(config, run, resume)
-        volumes = open_training(config, pseudo_labels)
-        task = SupervisedTask(config, volumes, ranks)
+        volumes, task = build()
         if ranks.first and not quiet:
             for volume, index in zip(volumes, task.indexes, strict=True):
                 print(describe(volume, index))

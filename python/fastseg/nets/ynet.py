@@ -19,6 +19,9 @@ Gate = Literal["up", "skip"]
 # Of the encoder's levels, the deepest last; the decoders use the same ones on their way up.
 DROPOUTS = (0.1, 0.1, 0.2, 0.2, 0.3)
 
+# What the four poolings divide both axes by.
+DIVISOR = 2 ** (len(DROPOUTS) - 1)
+
 
 class AttentionGate(nn.Module):
     """psi = sigmoid(1x1(ReLU(1x1(skip) + 1x1(up)))) in (0, 1) per position, and (skip, up) with one of them
@@ -82,16 +85,22 @@ class AttentionUNet(nn.Module):
     """Map (B, in_channels, H, W) to logits (B, out_channels, H, W); H and W multiples of 16.
 
     width: channels of the first level; each of the four poolings doubles them. 16 gives 1,985,061 parameters with one
-    channel in and one out.
+    channel in and one out. dropouts: the share dropped in each level, the deepest last.
     """
 
     def __init__(
-        self, in_channels: int = 1, out_channels: int = 1, *, width: int = 16, gate: Gate = "up"
+        self,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        *,
+        width: int = 16,
+        gate: Gate = "up",
+        dropouts: Sequence[float] = DROPOUTS,
     ) -> None:
         super().__init__()
         widths = _widths(width)
-        self.encoder = Encoder(in_channels, widths, DROPOUTS)
-        self.segmentation = Decoder(widths, DROPOUTS, out_channels, gate)
+        self.encoder = Encoder(in_channels, widths, dropouts)
+        self.segmentation = Decoder(widths, dropouts, out_channels, gate)
         self.apply(_initialise)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -102,18 +111,24 @@ class AttentionUNet(nn.Module):
 class AttentionYNet(nn.Module):
     """Map (B, in_channels, H, W) to segmentation logits (B, out_channels, H, W) and the restored image.
 
-    width: as in AttentionUNet; 32 gives 10,199,558 parameters, 7,935,045 of them in encoder and segmentation.
+    width, dropouts: as in AttentionUNet; 32 gives 10,199,558 parameters, 7,935,045 of them in encoder and segmentation.
     ``encoder``, ``segmentation`` and ``reconstruction`` are its parts, to freeze or to load one by one.
     """
 
     def __init__(
-        self, in_channels: int = 1, out_channels: int = 1, *, width: int = 32, gate: Gate = "up"
+        self,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        *,
+        width: int = 32,
+        gate: Gate = "up",
+        dropouts: Sequence[float] = DROPOUTS,
     ) -> None:
         super().__init__()
         widths = _widths(width)
-        self.encoder = Encoder(in_channels, widths, DROPOUTS)
-        self.segmentation = Decoder(widths, DROPOUTS, out_channels, gate)
-        self.reconstruction = Decoder(widths, DROPOUTS, in_channels, None)
+        self.encoder = Encoder(in_channels, widths, dropouts)
+        self.segmentation = Decoder(widths, dropouts, out_channels, gate)
+        self.reconstruction = Decoder(widths, dropouts, in_channels, None)
         self.apply(_initialise)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,8 +161,7 @@ def _initialise(module: nn.Module) -> None:
 
 
 def _check(image: Tensor) -> None:
-    divisor = 2 ** (len(DROPOUTS) - 1)
-    if image.ndim != 4 or any(size % divisor for size in image.shape[2:]):
+    if image.ndim != 4 or any(size % DIVISOR for size in image.shape[2:]):
         raise ValueError(
-            f"image must be (B, C, H, W) with H and W multiples of {divisor}, got {tuple(image.shape)}"
+            f"image must be (B, C, H, W) with H and W multiples of {DIVISOR}, got {tuple(image.shape)}"
         )

@@ -11,7 +11,7 @@ from fastseg.data.intensity import Mode
 from fastseg.data.patches import Sampling
 from fastseg.data.volumes import Box
 from fastseg.train.augment_config import AugmentConfig
-from fastseg.train.domain_adaptation_config import DomainAdaptationConfig
+from fastseg.train.domain_adaptation_config import DOMAIN_ADAPTATION_DEFAULTS, DomainAdaptationConfig
 from fastseg.train.network_config import NetworkConfig
 from fastseg.train.patch_contrast_config import PATCH_CONTRAST_DEFAULTS, PatchContrastConfig
 from fastseg.train.predict_config import PredictConfig
@@ -199,7 +199,8 @@ class Config(Section):
                 raise ValueError(
                     f"{key} {box} must be a multiple of {divisor}, the product of network.pooling"
                 )
-            if box == divisor and self.network.norm == "instance" and max(divisor) > 1:
+            normed = self.network.kind != "attention_unet" and self.network.norm == "instance"
+            if box == divisor and normed and max(divisor) > 1:
                 raise ValueError(
                     f"{key} {box} must be larger than {divisor}, the product of network.pooling: of a single voxel "
                     "network.norm instance leaves nothing"
@@ -220,12 +221,18 @@ class Config(Section):
                 raise ValueError(
                     "train.stop: morphology compares with labels, and patch_contrast learns none"
                 )
+        if self.method == "domain_adaptation":
+            self.domain_adaptation.check(self)
         return self
 
     @property
     def segments(self) -> bool:
         """Whether the run's network segments; that of a pretraining does not."""
-        return self.method != "region_contrast" or self.region_contrast.stage != "pretrain"
+        pretraining = {
+            "region_contrast": self.region_contrast.stage == "pretrain",
+            "domain_adaptation": self.domain_adaptation.phase == "pretrain",
+        }
+        return not pretraining.get(self.method, False)
 
     @property
     def patch(self) -> Box:
@@ -276,4 +283,5 @@ METHOD_SECTIONS = ("sparse_2d3d", "patch_contrast", "region_contrast", "domain_a
 METHOD_DEFAULTS: dict[Any, dict[str, Any]] = {
     "patch_contrast": PATCH_CONTRAST_DEFAULTS,
     "region_contrast": REGION_CONTRAST_DEFAULTS,
+    "domain_adaptation": DOMAIN_ADAPTATION_DEFAULTS,
 }

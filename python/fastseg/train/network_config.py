@@ -3,23 +3,31 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from fastseg.nets.fcnn import DILATIONS
 from fastseg.nets.resnet import STRIDES
 from fastseg.nets.unet import Norm
+from fastseg.nets.ynet import DIVISOR, DROPOUTS, Gate
 from fastseg.train.section import Positive, Section
+
+# The networks that see single slices, and what these must be multiples of.
+_OF_SLICES = {"sliding_cnn": 1, "attention_unet": DIVISOR}
 
 
 class NetworkConfig(Section):
-    kind: Literal["unet", "resnet50", "sliding_cnn", "fcnn"] = "unet"
+    kind: Literal["unet", "resnet50", "sliding_cnn", "fcnn", "attention_unet"] = "unet"
     width: Positive = 16
     pooling: list[Positive | list[Positive]] = Field([2, 2, 2])
     norm: Norm = "instance"
     weights: str | None = None  # a run or a checkpoint to begin with
     dilations: list[Positive | list[Positive]] = Field([*DILATIONS])
+    gate: Gate = "up"  # what the attention of attention_unet weights
+    dropout: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
+        [*DROPOUTS], min_length=len(DROPOUTS), max_length=len(DROPOUTS)
+    )
 
     def halo(self, dims: int) -> list[int]:
         """How far from its border an FCNN's window knows less than the network looks; 0 for the other networks, whose
@@ -31,10 +39,10 @@ class NetworkConfig(Section):
 
     def divisor(self, dims: int) -> list[int]:
         """What each axis of an image must be a multiple of. ValueError if the network cannot have ``dims`` axes."""
-        if self.kind == "sliding_cnn":
+        if self.kind in _OF_SLICES:
             if dims != 2:
-                raise ValueError("network.kind sliding_cnn sees single slices: it needs a patch [y, x]")
-            return [1, 1]
+                raise ValueError(f"network.kind {self.kind} sees single slices: it needs a patch [y, x]")
+            return [_OF_SLICES[self.kind]] * 2
         if self.kind == "fcnn":
             for dilation in self.dilations:
                 if not isinstance(dilation, int) and len(dilation) != dims:

@@ -97,9 +97,15 @@ def adamw_update(name: str, network: nn.Module, loss: Loss, settings: TrainConfi
     """AdamW over what requires a gradient, on a one-cycle schedule of ``settings.steps`` steps."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
+    return Update(name, loss, optimizer, one_cycle(optimizer, settings))
+
+
+def one_cycle(
+    optimizer: torch.optim.Optimizer, settings: TrainConfig
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """A one-cycle schedule (Smith 2018) of ``settings.steps`` steps with its peak at ``settings.learning_rate``."""
     # OneCycleLR divides by zero where the warm-up is a single step, as in a trial run of five steps.
     steps = max(settings.steps, 2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
+    return torch.optim.lr_scheduler.OneCycleLR(
         optimizer, settings.learning_rate, total_steps=steps, pct_start=max(settings.warmup, 1.5 / steps)
     )
-    return Update(name, loss, optimizer, schedule)

@@ -10,7 +10,8 @@ from fastseg.train.checkpoint import write_atomically
 
 TEMPLATE = """\
 # A run of fastseg. Every key can be overridden on the command line: fastseg train FILE train.steps=100
-method: supervised          # a network on the annotated voxels; or sparse_2d3d, patch_contrast, region_contrast
+method: supervised          # a network on the annotated voxels; or sparse_2d3d, patch_contrast, region_contrast,
+                            # domain_adaptation
 output: runs/first          # checkpoints, log, predictions and figures go here
 seed: 0
 
@@ -51,12 +52,14 @@ data:
 
 network:
   kind: unet                # or resnet50, with five strides; sliding_cnn: a light network for slices; fcnn: that of
-                            # patch_contrast
+                            # patch_contrast; attention_unet: that of domain_adaptation, for slices
   width: 16                 # channels of the first convolution, doubled by each level
   pooling: [2, 2, 2]        # a stride per level; [[1, 2, 2], 2, 2] keeps z at first, for thick slices
   norm: instance            # or batch, none
   weights: null             # a run, as of region_contrast, or a checkpoint to begin with
   dilations: [1, 2, 3, 5, 10, 20]   # of fcnn, a residual block each; [1, 10, 10] sees less far along z
+  gate: up                  # of attention_unet: its attention weights the features that come up, or skip
+  dropout: [0.1, 0.1, 0.2, 0.2, 0.3]   # of attention_unet's levels
 
 loss:
   normalize: voxels         # or weight, terms: see docs/ops/masked_bce.md
@@ -68,7 +71,7 @@ sparse_2d3d:                # of method sparse_2d3d: a 2D network labels the sli
   axis: null                # across the slices; null: that of annotated, or z
   patch: [128, 128]         # of the slices; data.patch is the 3D network's
   network: {kind: sliding_cnn, width: 16, pooling: [2, 2, 2], norm: instance, weights: null,
-            dilations: [1, 2, 3, 5, 10, 20]}
+            dilations: [1, 2, 3, 5, 10, 20], gate: up, dropout: [0.1, 0.1, 0.2, 0.2, 0.3]}
   steps: 1000
   batch: 8
   learning_rate: 1.0e-3
@@ -116,9 +119,28 @@ region_contrast:            # of method region_contrast: pretraining without lab
   sample_steps: 4           # batches that tell which regions are in use, and how far apart
   picture_every: 200        # steps between pictures of the regions, in figures/ and TensorBoard
 
-domain_adaptation:          # of method domain_adaptation
-  strategy: style           # images of data.target are given the style of data.train
-  style:
+domain_adaptation:          # of method domain_adaptation: labels in data.train, images alone in data.target
+  strategy: none            # or pretrain: restores images of both first; ynet: restores and segments; style: restyles
+  phase: all                # written by the run itself into the folders of its phases
+  match_histograms: null    # of data.train to data.target; null: with pretrain and ynet
+  target_share: 0.5         # of the patches, while both domains are seen
+  transductive: false       # true: the images of data.test are learnt from too
+  freeze: encoder           # at the end of pretrain and ynet; or above_bottleneck: its deepest level learns on
+  pretrain:                 # of strategy pretrain: degraded images are restored
+    steps: 20000
+    batch: 6
+    learning_rate: 5.0e-4
+    optimizer: adam         # or sgd, with momentum
+    momentum: 0.99
+    schedule: one_cycle     # or constant
+    patience: null          # validations without a lower loss that end the phase; needs data.validation
+    noise: 0.3              # of the largest value of a patch
+    factor: 2               # smaller and large again along both axes
+  step_1: {weights: [0.98, 0.02], steps: 5000, batch: 4, learning_rate: 1.0e-3, optimizer: sgd, momentum: 0.99,
+           schedule: constant, patience: null}   # of strategy ynet; weights of image and segmentation in the loss
+  step_2: {weights: [1.0, 0.0], steps: 4000, batch: 4, learning_rate: 2.0e-4, optimizer: adam, momentum: 0.99,
+           schedule: constant, patience: null}   # the last step, of the segmentation alone, is train
+  style:                    # of strategy style: images of data.target are given the style of data.train
     steps: 20000
     batch: 1                # images of either domain per step, of all processes together
     patch: [512, 512]       # y, x of the crops; several times what the generator should keep in proportion

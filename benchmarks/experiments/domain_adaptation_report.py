@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The table and the plot of the experiment on domain adaptation, from its rows."""
+
+import numpy as np
+from region_contrast_report import spread
+
+NAMES = {
+    "none": "none",
+    "matched": "histogram matching",
+    "style": "style transfer",
+    "pretrain": "pretraining",
+    "ynet": "Attention Y-Net",
+}
+MOMENTS = {"iou_stop": "stop by morphology", "iou_last": "last step", "iou_best": "best look, by its labels"}
+
+
+def values_of(rows, pair, arm, moment):
+    return [float(row[moment]) for row in rows if (row["data"], row["arm"]) == (pair, arm)]
+
+
+def table(rows):
+    """Markdown: IoU of the target's test slices for each arm, the mean over seeds and its deviation."""
+    lines = []
+    for pair in dict.fromkeys(row["data"] for row in rows):
+        lines += [f"| {pair} | " + " | ".join(MOMENTS.values()) + " |", "|---|" + "---|" * len(MOMENTS)]
+        for arm, name in NAMES.items():
+            cells = [spread(values_of(rows, pair, arm, moment)) for moment in MOMENTS]
+            if any(cells):
+                lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def plot(rows, path):
+    """A group of three bars for each arm, one for each moment; dots are seeds. Returns the path."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    pairs = list(dict.fromkeys(row["data"] for row in rows))
+    figure = Figure(figsize=(5 * len(pairs), 4), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    for column, pair in enumerate(pairs):
+        panel = figure.add_subplot(1, len(pairs), column + 1)
+        arms = [arm for arm in NAMES if values_of(rows, pair, arm, "iou_stop")]
+        for number, (moment, name) in enumerate(MOMENTS.items()):
+            for place, arm in enumerate(arms):
+                values, at = values_of(rows, pair, arm, moment), place + 0.27 * (number - 1)
+                label = name if place == 0 else None
+                panel.bar(at, np.mean(values), 0.25, color=f"C{number}", label=label)
+                panel.plot([at] * len(values), values, "k.", markersize=4)
+        panel.set_xticks(range(len(arms)), [NAMES[arm] for arm in arms], rotation=20, fontsize=8)
+        panel.set_title(pair)
+        panel.set_ylabel("IoU")
+    figure.axes[0].legend(fontsize=8)
+    figure.savefig(path)
+    return path
