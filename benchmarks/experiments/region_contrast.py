@@ -133,6 +133,7 @@ def pretrained(name, arm, seed, options):
     values["region_contrast"] = {**ARMS[arm], "picture_every": 200}
     values["train"] |= {
         "steps": options.pretrain_steps,
+        "learning_rate": options.pretrain_learning_rate,
         "augment": {"gamma": 0.3, "blur": 1.0, "noise": 0.05},
     }
     began = time.perf_counter()
@@ -162,7 +163,12 @@ def finetuned(name, arm, seed, labels, weights, options):
     else:
         values["region_contrast"] = {"stage": "finetune"}
         values["network"]["weights"] = weights
-    values["train"] |= {"steps": options.steps, "batch": options.batch // 2, "augment": {"gamma": 0.3}}
+    values["train"] |= {
+        "steps": options.steps,
+        "batch": options.batch // 2,
+        "learning_rate": options.learning_rate,
+        "augment": {"gamma": 0.3},
+    }
     values["loss"] = {"pos_weight": [options.pos_weight]}
     run = train(parse_config(values, arm), resume=True, quiet=options.quiet)
     return [dice(run, folder, number) for number in tests]
@@ -219,6 +225,10 @@ def main():
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=[*ARMS])
     parser.add_argument("--pretrain-steps", type=int, default=400)
     parser.add_argument("--steps", type=int, default=400, help="of training with labels (%(default)s)")
+    parser.add_argument("--pretrain-learning-rate", type=float, default=1e-3)
+    parser.add_argument(
+        "--learning-rate", type=float, default=1e-3, help="of training with labels (%(default)s)"
+    )
     parser.add_argument("--pos-weight", type=float, default=3.0, help="of the foreground (%(default)s)")
     parser.add_argument("--width", type=int, default=8, help="of the U-Net, of four levels (%(default)s)")
     parser.add_argument("--patch", type=int, default=96)
