@@ -109,7 +109,7 @@ def test_the_site_has_every_key_and_command() -> None:
         "| `patch` | required | z, y, x for a 3D network; [256, 256] makes it a 2D one |",
         "| `mask` | `null` | per voxel 0 ignored, 1 labelled, 2 pseudo-labelled |",
         "| `kind` | `sliding_cnn` |",  # the default of sparse_2d3d.network, not that of network
-        "or resnet50, with five strides; sliding_cnn: a light network for slices; fcnn: that of patch_contrast |",
+        "that of patch_contrast; attention_unet: that of domain_adaptation, for slices |",
         "| `patch_contrast` | `train.batch` | `10` |",
     ):
         assert row in configuration, row
