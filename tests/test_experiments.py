@@ -208,7 +208,7 @@ def test_domain_adaptation_has_a_row_per_arm_and_seed_once(
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     results = tmp_path / "rows.csv"
     common = ["--folder", str(tmp_path / "runs"), "--results", str(results)]
-    sizes = ["--steps", "4", "--looks", "2", "--width", "2", "--patch", "32", "--batch", "2"]
+    sizes = ["--steps", "4", "--looks", "2", "--width", "2", "--patch", "32", "--batch", "2", "--pixel", "5"]
     run = ["run", "--data", "lucchi-vnc", "--root", str(tmp_path / "sets"), "--seeds", "1", "--quiet"]
     for _ in range(2):
         rows = rows_of(module, monkeypatch, results, *run, *sizes, *common)
@@ -219,7 +219,7 @@ def test_domain_adaptation_has_a_row_per_arm_and_seed_once(
         assert float(row["iou_best"]) >= max(float(row["iou_stop"]), float(row["iou_last"]))
     for pair in module.PAIRS:  # a test slice among the images of the target is refused
         options = argparse.Namespace(
-            steps=4, batch=2, patch=32, width=2, learning_rate=1e-3, root=tmp_path, folder=tmp_path
+            steps=4, batch=2, patch=32, width=2, pixel=5, learning_rate=1e-3, root=tmp_path, folder=tmp_path
         )
         config = module.configured(pair, "ynet", 0, options)
         assert not config.domain_adaptation.transductive

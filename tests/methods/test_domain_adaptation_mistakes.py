@@ -44,7 +44,6 @@ MISTAKES = {
     (f"{SECTION}.strategy=style", f"{SECTION}.match_histograms=true"): "match_histograms changes the source",
     (f"{SECTION}.strategy=magic",): "'none', 'pretrain', 'ynet' or 'style', got 'magic'",
     (f"{SECTION}.strategy=none", f"{SECTION}.phase=step_1"): "phase step_1 is none of strategy none",
-    (f"{SECTION}.strategy=pretrain", "data.normalize=zscore"): "must be range or percentile, got zscore",
     (f"{SECTION}.step_1.patience=3",): "domain_adaptation.step_1.patience needs data.validation",
     (f"{SECTION}.step_1.weights=[0, 0]",): "one of the weights of a step must be above 0",
     (f"{SECTION}.step_2.weights=[-1, 0]",): "step_2.weights.0: input should be greater than or equal to 0",

@@ -143,16 +143,24 @@ def test_degradation_is_noise_clipping_and_a_coarser_grid() -> None:
     assert sideways.shape == (2, 1, 32, 32, 1)
 
 
-def test_pretraining_restores_what_was_there_before(scene: Path) -> None:
-    task = task_of(config_of(scene, "pretrain", *PLAIN), "pretrain")
+@pytest.mark.parametrize("normalize", ["percentile", "range", "zscore", "none"])
+def test_pretraining_restores_what_was_there_before(scene: Path, normalize: str) -> None:
+    config = config_of(scene, "pretrain", *PLAIN, f"data.normalize={normalize}")
+    task = task_of(config, "pretrain")
     batch = task.loader.load(0)
     image = (batch.raw.float() - batch.shift.view(-1, 1, 1, 1, 1)) * batch.scale.view(-1, 1, 1, 1, 1)
     shown: list[torch.Tensor] = []
     task.network.register_forward_hook(lambda module, inputs, out: shown.extend((inputs[0], out)))
     loss, _ = task.loss(batch, 0)
-    clean = image.clamp(0, 1)
+    bounded = normalize in ("percentile", "range")
+    clean = image.clamp(0, 1) if bounded else image
+    restored = shown[1].sigmoid() if bounded else shown[1]
     assert not torch.equal(shown[0], clean)
-    torch.testing.assert_close(loss, (shown[1].sigmoid() - clean).square().mean())
+    torch.testing.assert_close(loss, (restored - clean).square().mean())
+    # Without a black of its own, each patch's darkest value is what noise is clipped at: greys below 0 are kept.
+    darkest = clean.amin((1, 2, 3, 4)) if not bounded else torch.zeros(len(clean))
+    assert (shown[0].amin((1, 2, 3, 4)) >= darkest - 1e-5).all()
+    assert (shown[0].amin() < 0) == (normalize == "zscore")
     assert (batch.codes == 0).all()  # labels are not even read
 
 

@@ -45,6 +45,7 @@ class RestorationTask(Task):
         self.config, self.ranks, self.device = config, ranks, ranks.device
         self.settings = getattr(settings, settings.phase)
         self.degrades = isinstance(self.settings, PretrainConfig)
+        self.bounded = config.data.normalize in ("range", "percentile")  # black is 0, white 1
         self.image_weight, self.mask_weight = (1.0, 0.0) if self.degrades else self.settings.weights
         self.augmentation = augmentation(config)
         drawing, volumes = mixed(config, domains, labelled=self.mask_weight > 0)
@@ -116,8 +117,9 @@ class RestorationTask(Task):
         batch = batch.to(self.device)
         image, target, codes = augment(batch, settings, self.config.patch, self.config.seed)
         if self.degrades:
-            clean = image.clamp(0, 1)
-            restored = self.network(_last(self._degraded(clean, batch))).float().sigmoid()
+            clean = image.clamp(0, 1) if self.bounded else image
+            restored = self.network(_last(self._degraded(clean, batch))).float()
+            restored = restored.sigmoid() if self.bounded else restored
             return (restored - clean).square().mean(), {}
         segment, restore = self.mask_weight > 0, self.image_weight > 0
         logits, restored = self.network.both(_last(image), segment=segment, restore=restore)
@@ -138,8 +140,10 @@ class RestorationTask(Task):
             int(np.random.default_rng((self.config.seed, batch.step, place, _DEGRADE)).integers(2**63))
             for place in batch.places
         ]
+        black = torch.zeros_like(clean[:, :1, :1, :1, :1]) if self.bounded else clean.amin((1, 2, 3, 4), True)
         axis, settings = self.config.slice_axis, self.settings
-        return degrade(clean, seeds, noise=settings.noise, factor=settings.factor, axis=axis)
+        degraded = degrade(clean - black, seeds, noise=settings.noise, factor=settings.factor, axis=axis)
+        return degraded + black
 
 
 def degrade(image: Tensor, seeds: list[int], *, noise: float, factor: int, axis: int = 0) -> Tensor:

@@ -105,11 +105,6 @@ class DomainAdaptationConfig(Section):
                 "domain_adaptation.match_histograms changes the source, whose style strategy style gives to the "
                 "target: leave it out"
             )
-        if self.strategy == "pretrain" and data.normalize not in ("range", "percentile"):
-            raise ValueError(
-                "domain_adaptation.strategy pretrain restores grey levels from 0, black, to 1, white: data.normalize "
-                f"must be range or percentile, got {data.normalize}"
-            )
         for name in self.phases:
             if self.phase == "all" and getattr(self, name).patience is not None and not data.validation:
                 raise ValueError(
