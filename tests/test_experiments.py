@@ -172,16 +172,21 @@ def test_region_contrast_has_a_row_per_arm_labels_and_seed_once(
         found = [(row["arm"], row["labels"], row["seed"]) for row in rows]
         assert found == [(arm, labels, "1") for arm in arms for labels in ("0.25", "1", "4")]
     assert {row["pretrain_steps"] for row in rows} == {"0", "2"}
+    other = ["--learning-rate", "0.001", "--counts", "1"]
+    rows = rows_of(module, monkeypatch, results, *run, *sizes, *common, *other)
+    assert [(row["labels"], row["learning_rate"]) for row in rows[9:]] == [("0.25", "0.001")] * 3
     for seed in range(3):  # nothing that is tested on is ever labelled
-        labelled, tested = module.kidney_split(seed)
-        assert not set(labelled) & set(tested)
-        assert set(labelled) | set(tested) == set(range(6))
-        assert min(module.vnc_split(seed)[1]) - max(module.vnc_split(seed)[0]) >= 2
+        for count in (1, 4):
+            labelled, tested = module.kidney_split(seed, count)
+            assert len(labelled) == count
+            assert sorted(labelled + tested) == [*range(6)]
+        labelled, tested = module.vnc_split(seed, 1)
+        assert min(tested) - max(labelled) >= 2
     capsys.readouterr()
     show = ["region_contrast.py", "show", *common, "--plot", str(tmp_path / "plot.png")]
     monkeypatch.setattr(sys, "argv", show)
     module.main()
-    assert capsys.readouterr().out.count("| regions, both | ") == 1
+    assert capsys.readouterr().out.count("| regions, both | ") == 2  # a table for each rate
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 

@@ -8,10 +8,10 @@ FOLDER holds em_kidney_gbm/ (photo<N>_image.png, photo<N>_gbm.png, six photos) a
 and membrane, stack2_unlabelled.h5). The kidney's photos are reduced 4 times, slices of em_vnc 2 times, by averaging.
 
 Pretraining sees all photos, or all slices of both stacks, without labels. Training then sees a quarter of a labelled
-photo, one or four; or a sixteenth of a slice, a quarter or all of it: other ones for each seed. It is tested on two
-photos, or five slices, that no training of that seed saw labels of. Arms: none (random weights), masked (hidden blocks
-restored), images (views of whole patches told apart), grey, semantic, both (the two losses of regions). All arms have
-the same network, steps, batches and patches.
+photo, one or four; or a sixteenth of a slice, a quarter or all of it: other ones for each seed. It is tested on all
+photos that have no labels in it, or five slices that none of that seed's has. Arms: none (random weights), masked
+(hidden blocks restored), images (views of whole patches told apart), grey, semantic, both (the two losses of regions).
+All arms have the same network, steps, batches and patches. Rows of several --learning-rate stand side by side.
 """
 
 import argparse
@@ -46,7 +46,7 @@ COLUMNS = (
     "alive",
     "cosine",
 )
-COLUMNS += ("pretrain_steps", "steps", "width", "commit")
+COLUMNS += ("pretrain_steps", "pretrain_learning_rate", "steps", "learning_rate", "width", "commit")
 ARMS = {
     "none": None,
     "masked": {"pretext": "masked"},
@@ -87,14 +87,15 @@ def prepare_vnc(source, folder):
                 number += 1
 
 
-def kidney_split(seed):
-    """Numbers of the images to label, in the order they are used, and to test on."""
-    return [(i + 2 * seed) % 6 for i in range(4)], [(4 + 2 * seed) % 6, (5 + 2 * seed) % 6]
+def kidney_split(seed, count):
+    """Numbers of the images to label, and of those to test on."""
+    order = [(i + 2 * seed) % 6 for i in range(6)]
+    return order[:count], order[count:]
 
 
-def vnc_split(seed):
+def vnc_split(seed, count):
     """The slice to label is at least two away from those tested on."""
-    return [3 * seed], [10, 11, 12, 13, 14]
+    return [3 * seed][:count], [10, 11, 12, 13, 14]
 
 
 # How to prepare a set, how to split it, and how many labelled images there are.
@@ -145,9 +146,9 @@ def pretrained(name, arm, seed, options):
 def finetuned(name, arm, seed, labels, weights, options):
     """Dice of each test image."""
     folder = prepared(name, options)
-    order, tests = SETS[name][1](seed)
+    labelled, tests = SETS[name][1](seed, max(int(labels), 1))
     entries = []
-    for number in order[: max(int(labels), 1)]:
+    for number in labelled:
         entry = {
             "raw": str(folder / f"image_{number:02}.png"),
             "labels": str(folder / f"label_{number:02}.png"),
@@ -156,7 +157,9 @@ def finetuned(name, arm, seed, labels, weights, options):
             height, width = (round(n * labels**0.5) for n in imageio.imread(entry["raw"]).shape)
             entry["region"] = {"y": [0, height], "x": [0, width]}
         entries.append(entry)
-    values = common(options.folder / name / f"{arm}_{seed}_{labels}", seed, options, entries)
+    values = common(
+        options.folder / name / f"{arm}_{seed}_{labels}_{options.learning_rate}", seed, options, entries
+    )
     if weights is None:
         values["method"] = "supervised"
         values["data"]["normalize"] = "percentile"
@@ -189,10 +192,13 @@ def dice(run: RunFolder, folder, number):
 
 
 def run_set(name, options):
-    done = {(row["data"], row["arm"], row["labels"], row["seed"]) for row in read(options.results)}
+    key = ("data", "arm", "labels", "seed", "learning_rate")
+    done = {tuple(row[column] for column in key) for row in read(options.results)}
+    rate = str(options.learning_rate)
     for seed in options.seeds:
         for arm in options.arms:
-            missing = [n for n in SETS[name][2] if (name, arm, str(n), str(seed)) not in done]
+            counts = SETS[name][2][: options.counts]
+            missing = [n for n in counts if (name, arm, str(n), str(seed), rate) not in done]
             if not missing:
                 continue
             weights, pretrain_seconds, stated = pretrained(name, arm, seed, options)
@@ -211,7 +217,9 @@ def run_set(name, options):
                     "alive": stated.get("alive") or "",
                     "cosine": "" if stated.get("cosine") is None else round(stated["cosine"], 3),
                     "pretrain_steps": options.pretrain_steps if weights else 0,
+                    "pretrain_learning_rate": options.pretrain_learning_rate if weights else "",
                     "steps": options.steps,
+                    "learning_rate": options.learning_rate,
                     "width": options.width,
                     "commit": commit(),
                 }
@@ -223,11 +231,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", nargs="+", choices=SETS, default=[*SETS])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=[*ARMS])
+    parser.add_argument("--counts", type=int, default=3, help="of labels, the fewest first (%(default)s)")
     parser.add_argument("--pretrain-steps", type=int, default=400)
     parser.add_argument("--steps", type=int, default=400, help="of training with labels (%(default)s)")
     parser.add_argument("--pretrain-learning-rate", type=float, default=1e-3)
     parser.add_argument(
-        "--learning-rate", type=float, default=1e-3, help="of training with labels (%(default)s)"
+        "--learning-rate", type=float, default=1e-2, help="of training with labels (%(default)s)"
     )
     parser.add_argument("--pos-weight", type=float, default=3.0, help="of the foreground (%(default)s)")
     parser.add_argument("--width", type=int, default=8, help="of the U-Net, of four levels (%(default)s)")

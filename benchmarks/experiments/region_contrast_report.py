@@ -14,21 +14,21 @@ NAMES = {
 
 
 def grouped(rows):
-    """{(data, labels): {arm: Dice of the seeds}}, all in the order of the rows."""
+    """{(data, rate): {labels: {arm: Dice of the seeds}}}, labels and rates rising."""
     groups = {}
-    for row in rows:
-        arms = groups.setdefault((row["data"], float(row["labels"])), {})
+    for row in sorted(rows, key=lambda row: (float(row["learning_rate"]), float(row["labels"]))):
+        columns = groups.setdefault((row["data"], float(row["learning_rate"])), {})
+        arms = columns.setdefault(float(row["labels"]), {})
         arms.setdefault(row["arm"], []).append(float(row["dice"]))
-    return dict(sorted(groups.items()))
+    return groups
 
 
 def table(rows):
     """Markdown: for each arm the mean over seeds and its deviation, by labelled images."""
-    groups, lines = grouped(rows), []
-    for data in dict.fromkeys(name for name, _ in groups):
-        columns = {labels: arms for (name, labels), arms in groups.items() if name == data}
+    lines = []
+    for (data, rate), columns in grouped(rows).items():
         lines.append(
-            f"| {data}, pretraining | " + " | ".join(f"{labels:g} labelled" for labels in columns) + " |"
+            f"| {data}, rate {rate:g} | " + " | ".join(f"{labels:g} labelled" for labels in columns) + " |"
         )
         lines.append("|---|" + "---|" * len(columns))
         for arm, name in NAMES.items():
@@ -46,17 +46,15 @@ def spread(values):
 
 
 def plot(rows, path):
-    """Dice against labelled images; the line is the mean, dots are seeds. Returns the path."""
+    """Dice against labelled images, a panel for each set and rate: means and seeds. Returns the path."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     groups = grouped(rows)
-    sets = list(dict.fromkeys(name for name, _ in groups))
-    figure = Figure(figsize=(5 * len(sets), 4), dpi=110, layout="constrained")
+    figure = Figure(figsize=(5 * len(groups), 4), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    for column, data in enumerate(sets):
-        panel = figure.add_subplot(1, len(sets), column + 1)
-        columns = {labels: arms for (name, labels), arms in groups.items() if name == data}
+    for place, ((data, rate), columns) in enumerate(groups.items(), 1):
+        panel = figure.add_subplot(1, len(groups), place)
         for number, (arm, name) in enumerate(NAMES.items()):
             found = [(labels, arms[arm]) for labels, arms in columns.items() if arm in arms]
             if not found:
@@ -66,7 +64,7 @@ def plot(rows, path):
             for labels, values in found:
                 panel.plot([labels] * len(values), values, ".", color=colour, markersize=4)
         panel.set_xscale("log", base=2)
-        panel.set_title(data)
+        panel.set_title(f"{data}, rate {rate:g}")
         panel.set_xlabel("labelled images")
         panel.set_ylabel("Dice")
     figure.axes[0].legend(fontsize=8)
