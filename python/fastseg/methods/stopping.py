@@ -159,8 +159,10 @@ def _measured_once(config: Config, volumes: Sequence[AnnotatedVolume], run: RunF
 
 
 def measure_labels(config: Config, volumes: Sequence[AnnotatedVolume]) -> dict[str, Any]:
-    """``train.stop.property`` of the labels of ``volumes``: ``values``, one for each class, and how it was measured, as a
-    prediction is to be: the ``axis`` across the slices, and what ``components`` are."""
+    """``train.stop.property`` of the labels of ``volumes``, and how it was measured, as a prediction is to be.
+
+    Returns ``values``, one for each class, the ``axis`` across the slices, and what ``components`` are.
+    """
     settings = config.train.stop
     assert settings is not None
     axis = _slice_axis(config, volumes)
