@@ -264,6 +264,8 @@ def test_stopping_has_a_row_per_rule_and_network_once(
         best = RunFolder(tmp_path / "runs" / path).load_for_prediction("best")
         (row,) = [row for row in rows if (row["network"], row["rule"]) == (network, "solidity")]
         assert str(best["step"]) == row["step_stop"]
+        for look in module.looks_of(tmp_path / "runs" / path):
+            assert look["solidity_distance"] == look["morphology_distance"]
     capsys.readouterr()
     show = ["stopping.py", "show", *common, "--plot", str(tmp_path / "plot.png")]
     monkeypatch.setattr(sys, "argv", show)
