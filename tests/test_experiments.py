@@ -8,6 +8,7 @@ import csv
 import importlib
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from fastseg.train.checkpoint import RunFolder
 from tests.methods.tissue import draw_image
 
 EXPERIMENTS = Path(__file__).parents[1] / "benchmarks" / "experiments"
@@ -48,6 +50,15 @@ def rows_of(
     experiment.main()
     with results.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def write_stack(path: Path, shape: tuple[int, int, int]) -> None:
+    """One image in all slices: raw, and its objects, mito."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image, truth = draw_image(0, shape[1:])
+    with h5py.File(path, "w") as file:
+        file["raw"] = np.broadcast_to(image.mean(-1).astype("u1"), shape)
+        file["mito"] = np.broadcast_to(truth.astype("u1"), shape)
 
 
 def test_annotated_slices_lie_in_equal_parts(sparse_2d3d: ModuleType) -> None:
@@ -155,18 +166,8 @@ def test_region_contrast_has_a_row_per_arm_labels_and_seed_once(
     sizes = ["--pretrain-steps", "2", "--steps", "2", "--width", "2", "--patch", "48", "--batch", "2"]
     common = ["--folder", str(tmp_path / "runs"), "--results", str(results)]
     arms = ["none", "both", "masked"]
-    run = [
-        "run",
-        "--data",
-        "kidney",
-        "--root",
-        str(tmp_path / "sets"),
-        "--seeds",
-        "1",
-        "--quiet",
-        "--arms",
-        *arms,
-    ]
+    run = ["run", "--data", "kidney", "--root", str(tmp_path / "sets"), "--seeds", "1", "--quiet"]
+    run += ["--arms", *arms]
     for _ in range(2):
         rows = rows_of(module, monkeypatch, results, *run, *sizes, *common)
         found = [(row["arm"], row["labels"], row["seed"]) for row in rows]
@@ -202,12 +203,7 @@ def test_domain_adaptation_has_a_row_per_arm_and_seed_once(
         ("stack1_z00-14", (15, 48, 64)),
         ("stack2_unlabelled", (4, 48, 64)),
     ):
-        folder = tmp_path / "sets" / ("em_lucchi" if name == "train" else "em_vnc")
-        folder.mkdir(parents=True, exist_ok=True)
-        image, truth = draw_image(len(name), shape[1:])
-        with h5py.File(folder / f"{name}.h5", "w") as file:
-            file["raw"] = np.broadcast_to(image.mean(-1).astype("u1"), shape)
-            file["mito"] = np.broadcast_to(truth.astype("u1"), shape)
+        write_stack(tmp_path / "sets" / ("em_lucchi" if name == "train" else "em_vnc") / f"{name}.h5", shape)
     vnc = replace(module.DOMAINS["vnc"], target={}, test={})
     monkeypatch.setitem(module.DOMAINS, "vnc", vnc)
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
@@ -234,3 +230,72 @@ def test_domain_adaptation_has_a_row_per_arm_and_seed_once(
     module.main()
     assert capsys.readouterr().out.count("| Attention Y-Net | ") == 1
     assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_stopping_has_a_row_per_rule_and_network_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    module = importlib.import_module("stopping")
+    # Put back what a call replaces.
+    monkeypatch.setattr(module.supervised, "morphology_chooser", module.supervised.morphology_chooser)
+    for name in ("looks", "properties"):
+        monkeypatch.setattr(module.RecordingChooser, name, getattr(module.RecordingChooser, name))
+    whole = module.lucchi
+
+    def short(seed: int, full: bool):
+        data = whole(seed, full)
+        values = {**data.config, "train": {"steps": 4}, "sparse_2d3d": {"patch": [32, 32], "steps": 4}}
+        values |= {"network": {"width": 2, "pooling": [2]}}
+        return replace(data, config={**values, "data": {**values["data"], "patch": [16, 32, 32]}})
+
+    monkeypatch.setattr(module, "lucchi", short)
+    write_stack(tmp_path / "sets" / "em_lucchi" / "train.h5", (128, 96, 128))
+    results = tmp_path / "rows.csv"
+    common = ["--folder", str(tmp_path / "runs"), "--results", str(results), "--root", str(tmp_path / "sets")]
+    run = ["run", "--slices", "4", "--seeds", "1", "--looks", "2", "--quiet", *common]
+    for call in range(3):
+        if call == 2:  # after a kill between two rows
+            results.write_text("".join(results.read_text().splitlines(keepends=True)[:-3]))
+        rows = rows_of(module, monkeypatch, results, *run)
+        found = [(row["network"], row["rule"]) for row in rows]
+        assert found == [(network, rule) for network in module.NETWORKS for rule in module.RULES]
+    for row in rows:
+        assert row["looks"] == "2"
+        assert row["step_last"] == "4"
+        assert float(row["dice_best"]) >= max(float(row["dice_stop"]), float(row["dice_last"]))
+    # What the experiment calls the stop by solidity is the checkpoint that the library keeps.
+    for network, path in (("2d", "slices_4_seed_1/slices"), ("pseudo", "slices_4_seed_1")):
+        best = RunFolder(tmp_path / "runs" / path).load_for_prediction("best")
+        (row,) = [row for row in rows if (row["network"], row["rule"]) == (network, "solidity")]
+        assert str(best["step"]) == row["step_stop"]
+        for look in module.looks_of(tmp_path / "runs" / path):
+            assert look["solidity_distance"] == look["morphology_distance"]
+    capsys.readouterr()
+    show = ["stopping.py", "show", *common, "--plot", str(tmp_path / "plot.png")]
+    monkeypatch.setattr(sys, "argv", show)
+    module.main()
+    assert capsys.readouterr().out.count("\n| 3D + pseudo-labels | 4 | 1 | ") == 2
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_rules_take_the_nearest_shape_or_the_best_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    module = importlib.import_module("stopping")
+    columns = {
+        "step": (1, 2, 3),
+        "solidity_distance": (0.1, 0.3, 0.1),
+        "area_ratio_distance": (0.4, 0.2, 0.3),
+        "object_count_distance": (3, 1, 2),
+        "target_dice": (0.5, 0.7, 0.9),
+        "test_dice": (0.6, 0.8, 0.7),
+        "test_iou": (0.4, 0.7, 0.5),
+    }
+    looks = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    rows = {row["rule"]: row for row in module.rows_of(looks)}
+    steps = {rule: row["step_stop"] for rule, row in rows.items()}  # of equals the earlier
+    assert steps == {"solidity": 1, "area_ratio": 2, "object_count": 2, "slice": 3}
+    assert {row["dice_best"] for row in rows.values()} == {0.8}
+    assert {row["iou_last"] for row in rows.values()} == {0.5}
+    assert all(before[1] < after[0] for before, after in pairwise(module.PARTS.values()))
+    assert module.ONE_MORE in range(*module.PARTS["target"])

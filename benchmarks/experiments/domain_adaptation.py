@@ -22,21 +22,16 @@ can tell.
 
 import argparse
 import importlib.util
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+from looks import RecordingChooser, looks_of
 from rows import add, commit, parse, read
 
 from fastseg.methods import supervised
-from fastseg.methods.inference import predictor, tiling_of
 from fastseg.methods.registry import train
-from fastseg.methods.stopping import MorphologyChooser
-from fastseg.metrics import count_confusion
 from fastseg.train.config_file import parse_config
-from fastseg.train.inputs import open_annotated
 
 RESULTS = Path(__file__).parents[1] / "results" / "experiments" / "domain_adaptation.csv"
 COLUMNS = ("data", "arm", "seed", "iou_stop", "iou_last", "iou_best", "step_stop", "step_best")
@@ -99,31 +94,6 @@ DOMAINS = {
 PAIRS = [f"{source}-{target}" for source in DOMAINS for target in DOMAINS if source != target]
 
 
-class RecordingChooser(MorphologyChooser):
-    """The stop by morphology, which also notes the IoU of the test slices at every look, for the record alone."""
-
-    looks = 10
-
-    def __init__(self, config, sources, network, ranks, run):
-        super().__init__(config, sources, network, ranks, run)
-        self.every = max(config.train.steps // self.looks, 1)
-        self.tests = [open_annotated(entry, config.data) for entry in config.data.test]
-        found = [predictor(network, volume.raw, config, ranks.device) for volume in self.tests]
-        self.test_predictors = found
-        self.test_tilings = [
-            tiling_of(config, predict, volume.raw, ranks.device)
-            for predict, volume in zip(found, self.tests, strict=True)
-        ]
-
-    def measures(self):
-        scores = []
-        for volume, predict, tiling in zip(self.tests, self.test_predictors, self.test_tilings, strict=True):
-            mask = self._segment(volume.raw, predict, tiling)
-            truth, _ = volume.read_target((0, 0, 0), volume.shape)
-            scores.append(count_confusion(mask[0], truth[0]).iou)
-        return {**super().measures(), "test_iou": float(np.mean(scores))}
-
-
 def configured(pair, arm, seed, options):
     source, target = (DOMAINS[name] for name in pair.split("-"))
     steps, folder = options.steps, options.root
@@ -180,7 +150,7 @@ def labelled(folder, domain):
 def run_arm(pair, arm, seed, options):
     began = time.perf_counter()
     run = train(configured(pair, arm, seed, options), resume=True, quiet=options.quiet)
-    looks = [json.loads(line) for line in Path(run.file("validation.jsonl")).read_text().splitlines()]
+    looks = looks_of(run.path)
     stop = min(looks, key=lambda look: look["morphology_distance"])
     best = max(looks, key=lambda look: look["test_iou"])
     return {

@@ -159,7 +159,7 @@ def test_source_labels_are_measured_once(config: Path, monkeypatch: pytest.Monke
     def refuse(*_: object) -> None:
         raise AssertionError("the labels were measured again")
 
-    monkeypatch.setattr(stopping, "_measure", refuse)
+    monkeypatch.setattr(stopping, "measure_labels", refuse)
     done = fastseg("train", config, f"output={run}", STOP, *SETTINGS, WITHHELD, "--resume")
     assert done.returncode == 0, done.stderr
     assert rows(run) == before

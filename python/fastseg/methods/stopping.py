@@ -153,12 +153,16 @@ def _measured_once(config: Config, volumes: Sequence[AnnotatedVolume], run: RunF
             stored = json.load(file)
         if {key: stored.get(key) for key in record} == record:
             return stored
-    record |= _measure(config, volumes)
+    record |= measure_labels(config, volumes)
     write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
     return record
 
 
-def _measure(config: Config, volumes: Sequence[AnnotatedVolume]) -> dict[str, Any]:
+def measure_labels(config: Config, volumes: Sequence[AnnotatedVolume]) -> dict[str, Any]:
+    """``train.stop.property`` of the labels of ``volumes``, and how it was measured, as a prediction is to be.
+
+    Returns ``values``, one for each class, the ``axis`` across the slices, and what ``components`` are.
+    """
     settings = config.train.stop
     assert settings is not None
     axis = _slice_axis(config, volumes)
