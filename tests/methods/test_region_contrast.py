@@ -47,6 +47,7 @@ def test_pretrains_then_trains_from_its_weights(
     stated = json.loads(Path(run.file("pretraining.json")).read_text())
     assert stated["pretext"] == pretext
     assert np.isfinite(stated["loss"])
+    assert stated["directions"] >= 1
     picture = imageio.imread(run.file("figures", "regions.png"))
     assert picture.std() > 10
     assert "region_contrast.stage=finetune network.weights=" in capsys.readouterr().out

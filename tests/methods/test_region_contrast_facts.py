@@ -31,6 +31,29 @@ def test_facts_are_those_of_the_vectors() -> None:
     assert facts.trouble() == []
 
 
+def test_directions_of_features() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.linalg.qr(torch.randn(4096, 6, generator=generator) - 0.1).Q
+    rows = rows - rows.mean(0)
+
+    def directions(mixed: torch.Tensor, batches: int = 1) -> float | None:
+        sums = FactSums()
+        sums.add(outcome([1.0], torch.ones(2, 1, 1, 4)), torch.zeros(1))
+        for part in mixed.chunk(batches):
+            sums.add_features(part.T.reshape(1, mixed.shape[1], 1, 2, -1))
+        return sums.facts(Ranks()).directions
+
+    assert directions(rows, 4) == pytest.approx(6, rel=0.01)
+    scaled = rows * torch.arange(1, 7) + 100 * rows.std(0)  # neither scale nor mean counts
+    assert directions(scaled) == pytest.approx(6, rel=0.01)
+    assert directions(rows[:, [0, 0, 0, 0, 0, 0]]) == pytest.approx(1)
+    # Channels 0, 0, 0, 1: eigenvalues 3 and 1.
+    assert directions(rows[:, [0, 0, 0, 1]]) == pytest.approx(16 / 10, rel=0.01)
+    flat = torch.cat([rows[:, :2], torch.full((4096, 1), 3.0)], 1)
+    assert directions(flat) == pytest.approx(2, rel=0.01)  # a channel that is constant is none
+    assert directions(torch.ones(8, 3)) is None
+
+
 def test_collapse_is_said() -> None:
     same = torch.ones(2, 1, 4, 4) / 2
     sums = FactSums()

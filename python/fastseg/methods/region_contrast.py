@@ -128,6 +128,7 @@ class PretrainingTask(Task):
         for step in range(self.settings.sample_steps):
             views, outcome = self._outcome(self.loader.load(step))
             sums.add(outcome, views[0].image)
+            sums.add_features(self.network.backbone.encode(views[0].image)[-1])
         self.facts = sums.facts(self.ranks)
         self.measures = self.facts.measures() | self.probe.measure()
         return self.measures

@@ -25,8 +25,9 @@ _FLAT = 0.05
 class PretextFacts:
     """loss: of the pretext task. share: of the voxels, by region. alignment: mean squared distance of positives, and
     uniformity: log of the mean of exp(-2 d^2) over other pairs (Wang & Isola 2020), of unit vectors. cosine: mean over
-    pairs that are no positives. contrast: deviation of the restored image over that of the image. None: the task has
-    no such thing."""
+    pairs that are no positives. contrast: deviation of the restored image over that of the image. directions: of the
+    deepest features, (sum of eigenvalues)^2 / sum of their squares, of the correlation of channels; as many as there
+    are channels where all differ, 1 where all are alike. None: the task has no such thing."""
 
     loss: float
     share: list[float] | None = None
@@ -34,6 +35,7 @@ class PretextFacts:
     uniformity: float | None = None
     cosine: float | None = None
     contrast: float | None = None
+    directions: float | None = None
 
     @property
     def alive(self) -> int | None:
@@ -90,17 +92,30 @@ class FactSums:
         self._add("cosine", (cosine * pairs).sum(), pairs.sum())
         self._add("uniformity", (torch.exp(4 * (cosine - 1)) * pairs).sum(), pairs.sum())
 
+    def add_features(self, features: Tensor) -> None:
+        """The deepest features (B, C, z, y, x) of some images."""
+        rows = features.double().movedim(1, -1).flatten(0, -2)
+        moments = torch.cat([rows.sum(0, keepdim=True), rows.T @ rows])
+        self._add("moments", moments, len(rows))
+
     def facts(self, ranks: Ranks) -> PretextFacts:
         """The means; every process must call it."""
         means = {}
         for name, sums in self.sums.items():
             *values, weight = ranks.sum(sums.cpu()).tolist()
             means[name] = [value / weight for value in values] if weight else []
+        moments = means.pop("moments", [])
         single = {name: value[0] for name, value in means.items() if name != "share" and value}
         log = torch.tensor(single["uniformity"]).log().item() if "uniformity" in single else None
         contrast = single["restored"] / max(single["image"], 1e-12) if "restored" in single else None
         return PretextFacts(
-            single["loss"], means.get("share"), single.get("alignment"), log, single.get("cosine"), contrast
+            single["loss"],
+            means.get("share"),
+            single.get("alignment"),
+            log,
+            single.get("cosine"),
+            contrast,
+            _directions(moments) if moments else None,
         )
 
     def _add(self, name: str, values: Tensor, weight: Tensor | int) -> None:
@@ -108,3 +123,17 @@ class FactSums:
             [values.detach().double().reshape(-1), torch.as_tensor([float(weight)]).to(values.device)]
         )
         self.sums[name] = self.sums[name] + row if name in self.sums else row
+
+
+def _directions(moments: list[float]) -> float | None:
+    """Of C channels, from the means of each (C) and of their products (C, C); None where none of them varies."""
+    channels = int(len(moments) ** 0.5)  # C + C^2 numbers
+    mean, products = torch.tensor(moments, dtype=torch.float64).view(-1, channels).split([1, channels])
+    covariance = products - mean.T @ mean
+    variance = covariance.diagonal()
+    varies = variance > 1e-9 * products.diagonal()
+    if not varies.any():
+        return None
+    deviation = variance[varies].sqrt()
+    correlation = covariance[varies][:, varies] / torch.outer(deviation, deviation)
+    return float(len(deviation) ** 2 / correlation.square().sum())
