@@ -11,28 +11,38 @@ NAMES = {
     "pretrain": "pretraining",
     "ynet": "Attention Y-Net",
 }
-MOMENTS = {"iou_stop": "stop by morphology", "iou_last": "last step", "iou_best": "best look, by its labels"}
+MOMENTS = {
+    "iou_stop": "stop by morphology",
+    "iou_late": "the same, second half",
+    "iou_last": "last step",
+    "iou_best": "best look, by its labels",
+}
+ALL = "all pairs"
 
 
 def values_of(rows, pair, arm, moment):
-    return [float(row[moment]) for row in rows if (row["data"], row["arm"]) == (pair, arm)]
+    """Of the rows of a pair, or all; an arm, or all."""
+    return [float(row[moment]) for row in rows if pair in (row["data"], ALL) and arm in (row["arm"], None)]
 
 
 def table(rows):
     """Markdown: IoU of the target's test slices for each arm, the mean over seeds and its deviation."""
     lines = []
-    for pair in dict.fromkeys(row["data"] for row in rows):
+    for pair in [*dict.fromkeys(row["data"] for row in rows), ALL]:
         lines += [f"| {pair} | " + " | ".join(MOMENTS.values()) + " |", "|---|" + "---|" * len(MOMENTS)]
         for arm, name in NAMES.items():
             cells = [spread(values_of(rows, pair, arm, moment)) for moment in MOMENTS]
             if any(cells):
                 lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        if pair == ALL:
+            cells = [spread(values_of(rows, ALL, None, moment)) for moment in MOMENTS]
+            lines.append("| all arms | " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
 
 
 def plot(rows, path):
-    """A group of three bars for each arm, one for each moment; dots are seeds. Returns the path."""
+    """A group of bars for each arm, one for each moment; dots are seeds. Returns the path."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -44,9 +54,9 @@ def plot(rows, path):
         arms = [arm for arm in NAMES if values_of(rows, pair, arm, "iou_stop")]
         for number, (moment, name) in enumerate(MOMENTS.items()):
             for place, arm in enumerate(arms):
-                values, at = values_of(rows, pair, arm, moment), place + 0.27 * (number - 1)
+                values, at = values_of(rows, pair, arm, moment), place + 0.21 * (number - 1.5)
                 label = name if place == 0 else None
-                panel.bar(at, np.mean(values), 0.25, color=f"C{number}", label=label)
+                panel.bar(at, np.mean(values), 0.2, color=f"C{number}", label=label)
                 panel.plot([at] * len(values), values, "k.", markersize=4)
         panel.set_xticks(range(len(arms)), [NAMES[arm] for arm in arms], rotation=20, fontsize=8)
         panel.set_title(pair)

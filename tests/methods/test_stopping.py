@@ -151,6 +151,18 @@ def test_patience_ends_a_run_that_comes_no_nearer(config: Path) -> None:
     assert [row["step"] for row in rows(run)] == [4, 8]
 
 
+def test_looks_begin_after_a_share_of_the_steps(config: Path) -> None:
+    run = train(config, "run", WITHHELD, "train.stop.after=0.4")  # 9.6 steps
+    assert [row["step"] for row in rows(run)] == [12, 16, 20, 24]
+    nearest = min(rows(run), key=lambda row: row["morphology_distance"])
+    assert RunFolder(run).load_for_prediction("best")["step"] == nearest["step"]
+    run = train(config, "late", WITHHELD, "train.stop.after=0.99")
+    assert [row["step"] for row in rows(run)] == [24]
+    refused = fastseg("train", config, STOP, *SETTINGS, WITHHELD, "train.stop.after=1")
+    assert refused.returncode != 0
+    assert "train.stop.after: input should be less than 1, got 1" in refused.stderr
+
+
 def test_source_labels_are_measured_once(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = train(config, "run", WITHHELD)
     (Path(run) / "checkpoints" / "step_00000024.pt").unlink()

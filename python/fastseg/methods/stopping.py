@@ -66,6 +66,7 @@ class MorphologyChooser(Chooser):
         assert config.train.stop is not None
         self.settings, self.ranks, self.threshold = config.train.stop, ranks, config.predict.threshold
         self.every = self.settings.every * steps_per_epoch(config, sources)
+        self.first = math.ceil(self.settings.after * config.train.steps)
         self.source = ranks.from_first(_measured_once(config, sources, run) if ranks.first else None)
         self.targets = open_target(config, sources[0].raw)
         self.predictors: list[Network] = [

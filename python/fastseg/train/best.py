@@ -10,13 +10,17 @@ from typing import Any
 class Chooser:
     """What says which checkpoint is the best, in place of ``train.measure`` in validation; see ``fit``.
 
-    ``measure`` names the one among the measures that decides, ``lower_is_better`` its direction, and ``every`` how many
-    steps lie between two looks.
+    ``measure`` names the one among the measures that decides, ``lower_is_better`` its direction, ``every`` how many
+    steps lie between two looks, and ``first`` the step before which there is none. The last step is always looked at.
     """
 
     measure: str
     lower_is_better: bool = True
     every: int
+    first: int = 0
+
+    def is_look(self, done: int) -> bool:
+        return done >= self.first and done % self.every == 0
 
     def measures(self) -> dict[str, float]:
         """Measures of the network as it stands, in evaluation mode and with averaged weights if there are any; the

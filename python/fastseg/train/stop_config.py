@@ -23,6 +23,7 @@ class StopConfig(Section):
     within: Within = "slices"
     smallest: Annotated[int, Field(ge=0)] = 10
     every: Positive = 2  # epochs
+    after: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the steps, before the first look
 
     @model_validator(mode="before")
     @classmethod

@@ -145,7 +145,7 @@ class _Training:
             last = self.task.finished(done) or done == settings.steps
             asked = self.ranks.any(request.name is not None)
             validating = last or done % settings.validate_every == 0
-            choosing = self.chooser is not None and (last or done % self.chooser.every == 0)
+            choosing = self.chooser is not None and (last or self.chooser.is_look(done))
             saving = last or asked or done % settings.checkpoint_every == 0
             if validating or choosing or saving or len(self.waiting) == _STEPS_BETWEEN_READBACKS:
                 self._read_back()
