@@ -21,7 +21,6 @@ then their mean: at the look that the stop by morphology takes, at the one it ta
 """
 
 import argparse
-import importlib.util
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,12 +183,6 @@ def run_all(options):
         for pair in options.data:
             for arm in options.arms:
                 if (pair, arm, str(seed)) in done:
-                    continue
-                if arm == "style" and importlib.util.find_spec("fastseg.methods.style_transfer") is None:
-                    print(
-                        f"{pair}: style is left out: this version has no fastseg.methods.style_transfer",
-                        flush=True,
-                    )
                     continue
                 row = run_arm(pair, arm, seed, options)
                 add(options.results, row, COLUMNS)

@@ -9,14 +9,13 @@ were. ``train.stop: morphology`` chooses the checkpoint of the last phase withou
 
 from __future__ import annotations
 
-import importlib
 import os
-from types import ModuleType
 
 from torch import Tensor, nn
 
 from fastseg.data.annotations import AnnotatedVolume
 from fastseg.errors import InputError
+from fastseg.methods import style_transfer
 from fastseg.methods.domain_adaptation_data import Domains, open_domains, with_test_images
 from fastseg.methods.domain_adaptation_network import Restyled, YNetwork, freeze, take_over
 from fastseg.methods.domain_adaptation_restoration import RestorationTask
@@ -30,8 +29,6 @@ from fastseg.train.domain_adaptation_config import Phase
 from fastseg.train.memory import explaining_out_of_memory
 from fastseg.train.ranks import Ranks, join
 from fastseg.train.stop_config import StopConfig
-
-_STYLE = "fastseg.methods.style_transfer"
 
 _PHASES = {
     "pretrain": "restoration of degraded images of both domains",
@@ -54,7 +51,7 @@ def train(config: Config, *, resume: bool = False, quiet: bool = False) -> RunFo
             earlier = _train_phase(config, phase, domains, earlier, ranks, resume=resume, quiet=quiet)
         if settings.strategy == "style":
             tell("images of the target in the style of the source", ranks, quiet)
-            earlier = _style_transfer().train(config, resume=resume, quiet=quiet, ranks=ranks)
+            earlier = style_transfer.train(config, resume=resume, quiet=quiet, ranks=ranks)
         ranks.meet()  # only then is the last checkpoint there for all to read
         tell("segmentation, from the labels of the source", ranks, quiet)
 
@@ -87,7 +84,7 @@ def build_network(config: Config, channels: int) -> nn.Module:
     network = build_segmentation_network(config, channels)
     if settings.strategy != "style":
         return network
-    return Restyled(_style_transfer().build_generator(config, channels), network)
+    return Restyled(style_transfer.build_generator(config, channels), network)
 
 
 def phase_config(config: Config, phase: Phase) -> Config:
@@ -119,7 +116,7 @@ class SourceTask(SupervisedTask):
             freeze(self.segmenter, settings.freeze)
         if settings.strategy == "style":
             channels = domains.sources[0].raw.channels
-            generator = _style_transfer().build_generator(config, channels).to(self.device)
+            generator = style_transfer.build_generator(config, channels).to(self.device)
             self.network = Restyled(generator.requires_grad_(False), self.segmenter)
 
     def segment(self, image: Tensor) -> Tensor:
@@ -171,14 +168,3 @@ def _whole(config: Config) -> Config:
             f"{config.output} is a phase of the run in the folder above it: go on with that one, with --resume"
         )
     return with_test_images(config)
-
-
-def _style_transfer() -> ModuleType:
-    try:
-        return importlib.import_module(_STYLE)
-    except ModuleNotFoundError as error:
-        if error.name != _STYLE:
-            raise
-        raise InputError(
-            "domain_adaptation.strategy style is not built in yet: use none, pretrain or ynet"
-        ) from error
