@@ -9,11 +9,12 @@ em_cdeep3m/train_z010-029.h5, with raw and mito (mitochondria). lucchi has 5 nm 
 state its size and is taken for 5. All are resampled to pixels of --pixel nm. Any two make a pair, the source first. Of
 the target there are images to learn from, and test slices in another part: see DOMAINS.
 
-Arms: none (the source alone), matched (its histogram is the target's), style, pretrain, ynet. All have the same
-network, batches and --steps of learning the source's labels; pretrain restores for as many steps before, ynet takes
-half and 0.4 of them for its first two (the paper's 50, 40 and 100 epochs). As there are so few steps, greys are zscore
-of each volume, where the paper has value / 255, and learning rates are 5e-3 in the last phase, 25 times the paper's,
-and 1e-3 with Adam before. These were chosen by the IoU of held-out slices of the source, without a look at a target.
+Arms: none (the source alone), matched (its histogram is the target's), style, pretrain, ynet, and the last two with
+less of the encoder frozen. All have the same network, batches and --steps of learning the source's labels; pretrain
+restores for as many steps before, ynet takes half and 0.4 of them for its first two (the paper's 50, 40 and 100
+epochs). As there are so few steps, greys are zscore of each volume, where the paper has value / 255, and learning rates
+are 5e-3 in the last phase, 25 times the paper's, and 1e-3 with Adam before. These were chosen by the IoU of held-out
+slices of the source, without a look at a target.
 
 A run looks at the target --looks times. The row has the IoU of the test slices, each by itself at a threshold of 0.5,
 then their mean: at the look that the stop by morphology takes, at the one it takes of the second half
@@ -45,6 +46,9 @@ ARMS = {
     "style": {"strategy": "style"},
     "pretrain": {"strategy": "pretrain"},
     "ynet": {"strategy": "ynet"},
+    # As in the authors' code, which does not freeze the deepest level of the encoder.
+    "pretrain_above": {"strategy": "pretrain", "freeze": "above_bottleneck"},
+    "ynet_above": {"strategy": "ynet", "freeze": "above_bottleneck"},
 }
 
 

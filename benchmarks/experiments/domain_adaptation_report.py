@@ -9,7 +9,9 @@ NAMES = {
     "matched": "histogram matching",
     "style": "style transfer",
     "pretrain": "pretraining",
+    "pretrain_above": "pretraining, deepest level free",
     "ynet": "Attention Y-Net",
+    "ynet_above": "Attention Y-Net, deepest level free",
 }
 MOMENTS = {
     "iou_stop": "stop by morphology",
