@@ -60,9 +60,11 @@ def plot(rows, path):
                 label = name if place == 0 else None
                 panel.bar(at, np.mean(values), 0.2, color=f"C{number}", label=label)
                 panel.plot([at] * len(values), values, "k.", markersize=4)
-        panel.set_xticks(range(len(arms)), [NAMES[arm] for arm in arms], rotation=20, fontsize=8)
+        panel.set_xticks(range(len(arms)), [NAMES[arm] for arm in arms], rotation=20, ha="right", fontsize=8)
         panel.set_title(pair)
         panel.set_ylabel("IoU")
-    figure.axes[0].legend(fontsize=8)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8
+    )
     figure.savefig(path)
     return path

@@ -51,22 +51,23 @@ def plot(rows, path):
     from matplotlib.figure import Figure
 
     groups = grouped(rows)
-    figure = Figure(figsize=(5 * len(groups), 4), dpi=110, layout="constrained")
+    rows = -(-len(groups) // 2)
+    figure = Figure(figsize=(10, 4 * rows), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     for place, ((data, rate), columns) in enumerate(groups.items(), 1):
-        panel = figure.add_subplot(1, len(groups), place)
+        panel = figure.add_subplot(rows, min(len(groups), 2), place)
         for number, (arm, name) in enumerate(NAMES.items()):
             found = [(labels, arms[arm]) for labels, arms in columns.items() if arm in arms]
             if not found:
                 continue
             colour = f"C{number}"
-            panel.plot([x for x, _ in found], [np.mean(v) for _, v in found], color=colour, label=name)
+            panel.plot([x for x, _ in found], [np.mean(v) for _, v in found], "s-", color=colour, label=name)
             for labels, values in found:
                 panel.plot([labels] * len(values), values, ".", color=colour, markersize=4)
         panel.set_xscale("log", base=2)
         panel.set_title(f"{data}, rate {rate:g}")
         panel.set_xlabel("labelled images")
         panel.set_ylabel("Dice")
-    figure.axes[0].legend(fontsize=8)
+        panel.legend(fontsize=8)
     figure.savefig(path)
     return path
