@@ -49,6 +49,9 @@ ARMS = {
     # As in the authors' code, which does not freeze the deepest level of the encoder.
     "pretrain_above": {"strategy": "pretrain", "freeze": "above_bottleneck"},
     "ynet_above": {"strategy": "ynet", "freeze": "above_bottleneck"},
+    # Ours.
+    "pretrain_free": {"strategy": "pretrain", "freeze": "nothing"},
+    "ynet_free": {"strategy": "ynet", "freeze": "nothing"},
 }
 
 

@@ -10,8 +10,10 @@ NAMES = {
     "style": "style transfer",
     "pretrain": "pretraining",
     "pretrain_above": "pretraining, deepest level free",
+    "pretrain_free": "pretraining, nothing frozen",
     "ynet": "Attention Y-Net",
     "ynet_above": "Attention Y-Net, deepest level free",
+    "ynet_free": "Attention Y-Net, nothing frozen",
 }
 MOMENTS = {
     "iou_stop": "stop by morphology",

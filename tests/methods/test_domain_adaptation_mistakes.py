@@ -56,7 +56,9 @@ MISTAKES = {
     (f"{SECTION}.pretrain.noise=-1",): "pretrain.noise: input should be greater than or equal to 0, got -1",
     (f"{SECTION}.pretrain.factor=0",): "pretrain.factor: input should be greater than 0, got 0",
     (f"{SECTION}.target_share=1",): "target_share: input should be less than 1, got 1",
-    (f"{SECTION}.freeze=all",): "freeze: input should be 'encoder' or 'above_bottleneck', got 'all'",
+    (
+        f"{SECTION}.freeze=all",
+    ): "freeze: input should be 'encoder', 'above_bottleneck' or 'nothing', got 'all'",
     (f"{SECTION}.transductive=perhaps",): "transductive: input should be a valid boolean",
     (f"{SECTION}.stp_1.steps=3",): "did you mean domain_adaptation.step_1",
     (SAME,): "data.test.0 and data.target.0 share a part of target.npy.*transductive: true",

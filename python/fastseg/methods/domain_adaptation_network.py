@@ -76,7 +76,8 @@ def take_over(network: nn.Module, run: RunFolder) -> list[str]:
 
 
 def freeze(network: SliceNetwork, what: str) -> None:
-    """Freeze the encoder of an Attention U-Net, or all of it but its deepest level ("above_bottleneck")."""
-    encoder = network.network.encoder
-    for level in encoder.levels if what == "encoder" else encoder.levels[:-1]:
+    """Freeze the encoder of an Attention U-Net, all of it but its deepest level ("above_bottleneck"), or "nothing"."""
+    levels = network.network.encoder.levels
+    frozen = {"encoder": len(levels), "above_bottleneck": len(levels) - 1, "nothing": 0}[what]
+    for level in levels[:frozen]:
         level.requires_grad_(False)

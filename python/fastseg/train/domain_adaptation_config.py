@@ -62,7 +62,8 @@ class DomainAdaptationConfig(Section):
     match_histograms: bool | None = None  # of the source to the target; None: with pretrain and ynet
     target_share: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of the patches, while both domains are seen
     transductive: bool = False  # data.test are images of the target too
-    freeze: Literal["encoder", "above_bottleneck"] = "encoder"  # in the last phase of pretrain and ynet
+    # In the last phase of pretrain and ynet.
+    freeze: Literal["encoder", "above_bottleneck", "nothing"] = "encoder"
     pretrain: PretrainConfig = PretrainConfig()
     step_1: FirstStepConfig = FirstStepConfig()
     step_2: SecondStepConfig = SecondStepConfig()

@@ -125,7 +125,7 @@ domain_adaptation:          # of method domain_adaptation: labels in data.train,
   match_histograms: null    # of data.train to data.target; null: with pretrain and ynet
   target_share: 0.5         # of the patches, while both domains are seen
   transductive: false       # true: the images of data.test are learnt from too
-  freeze: encoder           # at the end of pretrain and ynet; or above_bottleneck: its deepest level learns on
+  freeze: encoder           # at the end of pretrain, ynet; or above_bottleneck: all but its deepest level; or nothing
   pretrain:                 # of strategy pretrain: degraded images are restored
     steps: 20000
     batch: 6
