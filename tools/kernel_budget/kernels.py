@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The kernels that have a budget, and how each is compiled. Another op adds its lines to ``KERNELS``.
+
+How many elements one turn of a main loop handles cannot be seen in machine code. It stands here, together with the
+loads of the turn, and the tool takes only a path that makes exactly those: a table that no longer fits the kernel is an
+error, not a wrong figure. Kernels without a loop are counted from entry to exit, so what a thread does once
+is included.
+"""
+
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+FLAGS = ("-std=c++17", "-O3", "-DFASTSEG_WITH_CUDA", f"-I{ROOT / 'kernels'}")
+
+
+def compile_cuda(source: str, architecture: str, folder: Path) -> Path:
+    """A .cu file of kernels/cuda/ as a cubin."""
+    cubin = folder / f"{Path(source).stem}.{architecture}.cubin"
+    if not cubin.exists():
+        command = ["nvcc", *FLAGS, f"-arch={architecture}", "-cubin", str(ROOT / "kernels/cuda" / source)]
+        subprocess.run([*command, "-o", str(cubin)], check=True, capture_output=True, text=True)
+    return cubin
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One kernel. ``compile`` makes the cubin for an architecture in a folder; ``name`` is how the demangled name of
+    its one instance begins; ``does`` is what a turn of the main loop loads or computes (``sass.cheapest_turn``)."""
+
+    label: str
+    compile: Callable[[str, Path], Path]
+    name: str
+    threads: int  # of a block
+    elements: int  # of a turn of the main loop
+    does: dict[str, int]
+    read: float  # bytes per element from memory
+    written: float
+    instructions: float | None = None  # per element at most on sm_90; None: no budget
+    target: float | None = None  # the share of copy bandwidth that the budget is made for
+    shared: int = 0  # dynamic, bytes
+
+
+def loads(*widths: int) -> dict[str, int]:
+    return {f"load {width}": widths.count(width) for width in widths}
+
+
+def cuda(label: str, source: str, name: str, **facts) -> Budget:
+    return Budget(label, partial(compile_cuda, source), name, **facts)
+
+
+_BCE, _ENTROPY = "masked_bce.cu", "patch_entropy.cu"
+
+KERNELS = [
+    cuda("masked_bce forward bf16", _BCE, "void fastseg::sum_kernel<__nv_bfloat16, false>",
+         threads=256, elements=8, does=loads(16, 8, 8, 4), read=4, written=0, target=0.75),
+    cuda("masked_bce forward f32", _BCE, "void fastseg::sum_kernel<float, false>",
+         threads=256, elements=4, does=loads(16, 4, 4, 4), read=6, written=0, target=0.85),
+    cuda("masked_bce backward bf16", _BCE, "void fastseg::gradient_kernel<__nv_bfloat16, false>",
+         threads=256, elements=8, does=loads(16, 16, 8, 8, 4), read=4, written=2, target=0.95),
+    cuda("masked_bce backward f32", _BCE, "void fastseg::gradient_kernel<float, false>",
+         threads=256, elements=4, does=loads(16, 16, 4, 4, 4), read=6, written=4, target=0.95),
+    cuda("patch_entropy forward f16", _ENTROPY, "void fastseg::cells_kernel<__half, false, false, 8>",
+         threads=256, elements=8, does=loads(16), read=2, written=0, target=0.65),
+    cuda("patch_entropy forward f32", _ENTROPY, "void fastseg::cells_kernel<float, false, false, 4>",
+         threads=256, elements=4, does=loads(16), read=4, written=0, target=0.90),
+    cuda("patch_entropy forward logits f16", _ENTROPY, "void fastseg::cells_kernel<__half, true, false, 8>",
+         threads=256, elements=8, does=loads(16), read=2, written=0),
+    cuda("patch_entropy backward f16", "patch_entropy_backward.cu", "void fastseg::gradient_kernel<__half, false, 8>",
+         threads=256, elements=8, does=loads(16, *[4] * 16), read=2, written=2),
+]  # fmt: skip
