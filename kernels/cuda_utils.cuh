@@ -49,6 +49,19 @@ inline cudaError_t resident_blocks(int waves, int* blocks) {
 #endif
 }
 
+// 90 for compute capability 9.0; 0 where it is not known.
+inline int architecture() {
+#if defined(FASTSEG_CUDA_EMULATION)
+  return 0;
+#else
+  int device = 0, major = 0, minor = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  return 10 * major + minor;
+#endif
+}
+
 // Consecutive elements that move in one access of at most 16 bytes each.
 template <class T, int kCount>
 struct alignas(sizeof(T) * kCount < 16 ? sizeof(T) * kCount : 16) Lanes {

@@ -44,11 +44,14 @@ class Usage:
 
 
 def compile_kernels(source: Path, architecture: str, target: Path) -> list[Usage]:
+    header = target.parent / "tuning.h"
+    subprocess.run([sys.executable, KERNELS / "tuning/cuda.py", header], check=True)
     command = [
         "nvcc",
         *FLAGS,
         f"-arch={architecture}",
         f"-I{KERNELS}",
+        f"-I{header.parent}",
         "-cubin",
         str(source),
         "-o",

@@ -4,15 +4,13 @@
 // hold it in their order, from a list that its block makes of them; no atomics.
 #include "../cuda_utils.cuh"
 #include "../patch_entropy_crops.h"
+#include "tuning.h"
 
 namespace fastseg {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kBlocksPerProcessor = 8;
-
 // kCount neighbours along w, which lie in one row of one patch.
-template <class Element, int kCount>
+template <class Element, int kCount, int kThreads>
 __global__ void __launch_bounds__(kThreads)
     crop_kernel(PatchCrops crops, const Element* volume, Element* result, int64_t count) {
   const int64_t depth = crops.patch[0], height = crops.patch[1], width = crops.patch[2];
@@ -48,7 +46,7 @@ struct Placed {
 };
 
 // A unit is kThreads * kVoxels voxels of one plane (sample, channel, z).
-template <class T>
+template <class T, int kThreads>
 __global__ void __launch_bounds__(kThreads)
     crop_gradient_kernel(PatchCrops crops, const T* grad, T* grad_volume, int64_t units_per_plane) {
   using Real = RealOf<T>;
@@ -108,8 +106,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-cudaError_t blocks_for(int64_t units, int* blocks) {
-  const cudaError_t status = resident_blocks(kBlocksPerProcessor, blocks);
+cudaError_t blocks_for(int64_t units, int blocks_per_processor, int* blocks) {
+  const cudaError_t status = resident_blocks(blocks_per_processor, blocks);
   *blocks = int(std::min<int64_t>(units, *blocks));
   return status;
 }
@@ -117,11 +115,16 @@ cudaError_t blocks_for(int64_t units, int* blocks) {
 template <class Element, int kCount>
 cudaError_t start_crops(const PatchCrops& crops, const void* volume, void* result, cudaStream_t stream) {
   const int64_t count = crops.batch * crops.patches * crops.channels * crops.patch_voxels() / kCount;
-  int blocks = 0;
-  const cudaError_t status = blocks_for((count + kThreads - 1) / kThreads, &blocks);
-  if (status != cudaSuccess || blocks == 0) return status;
-  return launch(crop_kernel<Element, kCount>, blocks, kThreads, 0, stream, crops,
-                static_cast<const Element*>(volume), static_cast<Element*>(result), count);
+  return tuning::crop([&](auto choice) {
+    using Choice = decltype(choice);
+    constexpr int kThreads = Choice::kThreads;
+    int blocks = 0;
+    const cudaError_t status =
+        blocks_for((count + kThreads - 1) / kThreads, Choice::kBlocksPerProcessor, &blocks);
+    if (status != cudaSuccess || blocks == 0) return status;
+    return launch(crop_kernel<Element, kCount, kThreads>, blocks, kThreads, 0, stream, crops,
+                  static_cast<const Element*>(volume), static_cast<Element*>(result), count);
+  });
 }
 
 template <class Element>
@@ -159,15 +162,19 @@ cudaError_t patch_crops_cuda(const PatchCrops& crops, int64_t element_size, cons
 cudaError_t patch_crops_backward_cuda(const PatchCrops& crops, ScalarKind kind, const void* grad,
                                       void* grad_volume, cudaStream_t stream) {
   const int64_t area = int64_t(crops.size[1]) * crops.size[2];
-  const int64_t units_per_plane = (area + kThreads * kVoxels - 1) / (kThreads * kVoxels);
-  int blocks = 0;
-  const cudaError_t status =
-      blocks_for(crops.batch * crops.channels * crops.size[0] * units_per_plane, &blocks);
-  if (status != cudaSuccess || blocks == 0) return status;
-  return with_type(kind, [&](auto type) {
-    using T = decltype(type);
-    return launch(crop_gradient_kernel<T>, blocks, kThreads, 0, stream, crops, static_cast<const T*>(grad),
-                  static_cast<T*>(grad_volume), units_per_plane);
+  return tuning::crop_gradient([&](auto choice) {
+    using Choice = decltype(choice);
+    constexpr int kThreads = Choice::kThreads;
+    const int64_t units_per_plane = (area + kThreads * kVoxels - 1) / (kThreads * kVoxels);
+    const int64_t units = crops.batch * crops.channels * crops.size[0] * units_per_plane;
+    int blocks = 0;
+    const cudaError_t status = blocks_for(units, Choice::kBlocksPerProcessor, &blocks);
+    if (status != cudaSuccess || blocks == 0) return status;
+    return with_type(kind, [&](auto type) {
+      using T = decltype(type);
+      return launch(crop_gradient_kernel<T, kThreads>, blocks, kThreads, 0, stream, crops,
+                    static_cast<const T*>(grad), static_cast<T*>(grad_volume), units_per_plane);
+    });
   });
 }
 

@@ -70,8 +70,16 @@ def build(*sources: Path, include: Path = ROOT / "kernels", plain_types: bool = 
     """The library made of the sources, all of them instrumented; compiled only if anything changed."""
     headers = None if plain_types else toolkit_include()
     types = [f"-I{HERE / 'plain'}"] if headers is None else ["-isystem", str(headers)]
-    includes = [f"-I{HERE / 'include'}", *types, f"-I{include}", f"-I{ROOT / 'kernels'}"]
-    used = [Path(__file__), *sources]
+    tuning = CACHE / "generated/tuning.h"
+    _run([sys.executable, ROOT / "kernels/tuning/cuda.py", tuning])
+    includes = [
+        f"-I{HERE / 'include'}",
+        *types,
+        f"-I{include}",
+        f"-I{ROOT / 'kernels'}",
+        f"-I{tuning.parent}",
+    ]
+    used = [Path(__file__), tuning, *sources]
     for folder in (HERE, ROOT / "kernels", include):
         used += [p for p in folder.rglob("*") if p.suffix in {".h", ".cuh", ".cpp"}]
     digest = hashlib.sha256(repr((_run([CXX, "--version"]).stdout, str(headers), sources, includes)).encode())

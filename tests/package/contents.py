@@ -11,7 +11,11 @@ from email import message_from_string
 from pathlib import Path
 
 LEFT_OUT = (".ci/",)  # tracked, and not in the sdist
-FOLDERS = {"python/fastseg/": "fastseg/", "kernels/triton/": "fastseg/triton/"}  # of the wheel.packages
+FOLDERS = {  # of the wheel.packages
+    "python/fastseg/": "fastseg/",
+    "kernels/triton/": "fastseg/triton/",
+    "kernels/tuning/": "fastseg/tuning/",
+}
 EXTENSION = "fastseg/_C.abi3.so"
 METADATA = ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")
 REQUIRED = ["torch>=2.11", "numpy"]  # without an extra: people who want the ops alone get nothing more

@@ -17,6 +17,7 @@ TRACKED = [
     "python/fastseg/__init__.py",
     "python/fastseg/py.typed",
     "kernels/triton/a.py",
+    "kernels/tuning/sm_90.json",
 ]
 INFO = "fastseg-0.1.0.dist-info/"
 METADATA = """\
@@ -33,6 +34,7 @@ FILES = {
     "fastseg/__init__.py": b"",
     "fastseg/py.typed": b"",
     "fastseg/triton/a.py": b"",
+    "fastseg/tuning/sm_90.json": b"",
     "fastseg/_C.abi3.so": b"\0csrc/masked_bce.cpp\0",
     INFO + "METADATA": METADATA.encode(),
     **{INFO + name: b"" for name in ("WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")},
@@ -74,7 +76,14 @@ def test_wheel_holds_what_the_sdist_has(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "absent", ["fastseg/py.typed", "fastseg/triton/a.py", "fastseg/_C.abi3.so", INFO + "licenses/LICENSE"]
+    "absent",
+    [
+        "fastseg/py.typed",
+        "fastseg/triton/a.py",
+        "fastseg/tuning/sm_90.json",
+        "fastseg/_C.abi3.so",
+        INFO + "licenses/LICENSE",
+    ],
 )
 def test_wheel_that_lacks_a_file(tmp_path: Path, absent: str) -> None:
     files = {name: content for name, content in FILES.items() if name != absent}
