@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Every launch of kernels/triton/*.py compiles for each GPU generation, within its shared memory and registers.
 
-The launches are those of the host code, recorded on the CPU. `python tests/test_triton_compile.py` prints registers,
+The launches are those of the host code, recorded on the CPU. `python -m tests.test_triton_compile` prints registers,
 shared memory and spills of all.
 """
 
@@ -17,6 +17,8 @@ from unittest.mock import patch
 
 import pytest
 import torch
+
+from .ptx import contracted_exponents
 
 ARCHITECTURES = {80: 166912, 90: 232448, 100: 232448}  # bytes of shared memory a block may have
 MOST_SPILLED = 256  # bytes a thread, written and read
@@ -127,6 +129,7 @@ class Usage:
     shared: int
     spilled: int
     wgmma: bool
+    contracted: list[str]
 
     def __str__(self) -> str:
         return (
@@ -153,9 +156,10 @@ def measure(case: str, capability: int, folder: Path) -> list[Usage]:
         spilled = sum(map(int, re.findall(r"(\d+) bytes spill", report)))
         registers = int(re.search(r"Used (\d+) registers", report)[1])
         name = launch.kernel.fn.__name__
-        usages.append(
-            Usage(case, name, registers, compiled.metadata.shared, spilled, "wgmma" in compiled.asm["ptx"])
-        )
+        ptx = compiled.asm["ptx"]
+        contracted = contracted_exponents(ptx) if name.startswith("contrast") else []
+        shared = compiled.metadata.shared
+        usages.append(Usage(case, name, registers, shared, spilled, "wgmma" in ptx, contracted))
     return usages
 
 
@@ -183,6 +187,7 @@ def test_region_contrast_compiles(capability, case, tmp_path, capsys):
     for usage in usages:
         assert usage.shared <= ARCHITECTURES[capability]
         assert usage.spilled <= MOST_SPILLED
+        assert not usage.contracted
         if capability == 90 and usage.kernel != "measure_rows" and case.startswith(("bf16", "fp16")):
             assert usage.wgmma
 

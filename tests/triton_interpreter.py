@@ -11,7 +11,8 @@ import pytest
 import torch
 import triton.language as tl
 from fastseg.triton import region_contrast as module
-from triton.runtime.interpreter import InterpreterBuilder
+from fastseg.triton import region_contrast_backward, region_contrast_forward
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 # With float64, about the CPU kernel itself, or too slow.
 LEFT_OUT = (
@@ -28,13 +29,52 @@ def _widened(handle):
     return handle.data
 
 
+def _contracted(multiply, combine):
+    """float32 arithmetic as a GPU does it: a product that is added to or subtracted from is not rounded before.
+
+    Only what is rounded by itself, such as tl.fma(a, b, 0), comes out of that with the same bits everywhere.
+    """
+
+    def product(builder, a, b):
+        if a.data.dtype == np.float32 and (b.data == 1).all():
+            same = np.broadcast_to(a.data, np.broadcast_shapes(a.data.shape, b.data.shape))
+            return TensorHandle(same, a.dtype, a.attr)
+        rounded = multiply(builder, a, b)
+        if rounded.data.dtype == np.float32:
+            rounded.attr["exactly"] = a.data.astype(np.float64) * b.data
+        return rounded
+
+    def add(builder, a, b, sign=1):
+        exactly = [handle.attr.get("exactly") for handle in (a, b)]
+        if exactly[0] is None and exactly[1] is None:
+            return combine[sign](builder, a, b)
+        number = 0 if exactly[0] is not None else 1  # one product at most is left unrounded
+        terms = [exactly[k] if k == number else (a, b)[k].data.astype(np.float64) for k in (0, 1)]
+        return TensorHandle((terms[0] + sign * terms[1]).astype(np.float32), a.dtype.scalar)
+
+    return product, add, lambda builder, a, b: add(builder, a, b, -1)
+
+
 def _dot(builder, a, b, d, input_precision, max_num_imprecise_acc):
     product = np.matmul(_widened(a), _widened(b), dtype=d.data.dtype)
     return type(d)(product + d.data, d.dtype.scalar)
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--plant-contraction", action="store_true", help="products before a difference are not rounded"
+    )
+
+
 def pytest_configure(config):
+    if config.getoption("--plant-contraction"):
+        for kernels in (region_contrast_forward, region_contrast_backward):
+            kernels.rounded_product = lambda a, b: a * b
     InterpreterBuilder.create_dot = _dot
+    plain = {1: InterpreterBuilder.create_fadd, -1: InterpreterBuilder.create_fsub}
+    multiply, add, subtract = _contracted(InterpreterBuilder.create_fmul, plain)
+    InterpreterBuilder.create_fmul, InterpreterBuilder.create_fadd = multiply, add
+    InterpreterBuilder.create_fsub = subtract
     config.interpreted = torch.library.Library("fastseg", "IMPL")
     for op in ("region_contrast", "region_contrast_backward"):
         config.interpreted.impl(op, getattr(module, op), "CPU", allow_override=True)

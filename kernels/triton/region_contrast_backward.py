@@ -20,6 +20,7 @@ from .region_contrast_forward import (
     load_scale,
     products,
     relate,
+    scaled,
 )
 
 
@@ -129,9 +130,7 @@ def contrast_gradient(rows_a, ids_a, groups_a, rows_b, ids_b, groups_b, scale_a,
                            BLOCK_M, BLOCK_N, BLOCK_D, ONE_CHUNK, EVEN_D)  # fmt: skip
         scale_to, offset_to = load_scale(scale_b, offset_b, others, N, inverse_t, SIMILARITY)
         # Rounded as in the forward pass, as an error of z common to all would be one of e.
-        z = dot * (factor * scale_rows)[:, None] * scale_to[None, :]
-        if SIMILARITY == NEG_MSE:
-            z += offset_rows[:, None] + offset_to[None, :]
+        z = scaled(dot, factor, scale_rows, scale_to, offset_rows, offset_to, SIMILARITY)
         positive, negative = relate(id_rows, id_others, groups_a, rows, M, groups_b, others, N, self_offset,
                                     HAS_GROUPS, HAS_SELF)  # fmt: skip
         if OF_ROWS:

@@ -70,15 +70,32 @@ def inverse_temperature(temperature, fixed, HAS_TEMPERATURE: tl.constexpr):
 
 
 @triton.jit
+def rounded_product(a, b):
+    """a b, rounded before anything is added: the compiler would make one FMA of z = a b and z - shift, and the largest
+    term would no longer be 0 to all digits."""
+    return tl.fma(a, b, tl.zeros(a.shape, tl.float32))
+
+
+@triton.jit
 def load_scale(scale, offset, rows, count, inverse_t, SIMILARITY: tl.constexpr):
     """scale_i and offset_i of z, the latter in units of log 2 over the temperature."""
     one, zero = tl.full(rows.shape, 1.0, tl.float32), tl.zeros(rows.shape, tl.float32)
     if SIMILARITY == COSINE:
         return tl.load(scale + rows, mask=rows < count, other=0.0), zero
     elif SIMILARITY == NEG_MSE:
-        return one, tl.load(offset + rows, mask=rows < count, other=0.0) * (inverse_t * LOG2_E)
+        found = tl.load(offset + rows, mask=rows < count, other=0.0)
+        return one, rounded_product(found, zero + inverse_t * LOG2_E)
     else:
         return one, zero
+
+
+@triton.jit
+def scaled(dot, factor, scale_rows, scale_to, offset_rows, offset_to, SIMILARITY: tl.constexpr):
+    """z of a tile, in units of log 2, with the same bits in either pass."""
+    z = rounded_product(dot * (factor * scale_rows)[:, None], tl.broadcast_to(scale_to[None, :], dot.shape))
+    if SIMILARITY == NEG_MSE:
+        z += offset_rows[:, None] + offset_to[None, :]
+    return z
 
 
 @triton.jit
@@ -205,9 +222,7 @@ def contrast_rows(rows_a, ids_a, groups_a, rows_b, ids_b, groups_b, scale_a, off
         dot, _ = products(rows_a, rows, takes_part, rows_b, candidates, id_candidates >= 0, D, hoisted, PRECISION,
                           BLOCK_M, BLOCK_N, BLOCK_D, ONE_CHUNK, EVEN_D)  # fmt: skip
         scale_to, offset_to = load_scale(scale_b, offset_b, candidates, N, inverse_t, SIMILARITY)
-        z = dot * (factor * scale_rows)[:, None] * scale_to[None, :]
-        if SIMILARITY == NEG_MSE:
-            z += offset_rows[:, None] + offset_to[None, :]
+        z = scaled(dot, factor, scale_rows, scale_to, offset_rows, offset_to, SIMILARITY)
         positive, negative = relate(id_rows, id_candidates, groups_a, rows, M, groups_b, candidates, N, self_offset,
                                     HAS_GROUPS, HAS_SELF)  # fmt: skip
         counted = positive | negative if ALL else negative

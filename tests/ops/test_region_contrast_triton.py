@@ -15,8 +15,7 @@ FILES = ("test_region_contrast.py", "test_region_contrast_edges.py")
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_under_the_interpreter(file):
+def run(*arguments):
     command = [
         sys.executable,
         "-m",
@@ -27,8 +26,21 @@ def test_under_the_interpreter(file):
         "-p",
         "no:cacheprovider",
     ]
-    command += [str(Path("tests/ops") / file)]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "2"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    return subprocess.run([*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_under_the_interpreter(file):
+    done = run(f"tests/ops/{file}")
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 30
+
+
+def test_contraction_is_seen():
+    """Where z is not rounded before z - shift, as a GPU's compiler would have it, the tests of large z fail."""
+    done = run("tests/ops/test_region_contrast_edges.py", "--plant-contraction", "-k", "cold or every_digit")
+    failed = re.findall(r"FAILED \S+::(\w+)", done.stdout)
+    assert {"test_cold_and_unnormalised", "test_every_digit_of_a_sure_positive"} <= set(failed), done.stdout[
+        -3000:
+    ]
