@@ -2,20 +2,15 @@
 // What the glue of every op shares: checks that name the argument, layouts, allocation, the CUDA stream.
 #pragma once
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-
 #include <cstdint>
 #include <optional>
-#include <sstream>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "contract.h"
+#include "stable.h"
 
 #if defined(FASTSEG_WITH_CUDA)
 #include <cuda_runtime_api.h>
@@ -29,33 +24,46 @@ using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using Shape = std::vector<int64_t>;
 
-// A wrong argument. Not STD_TORCH_CHECK, whose message opens with a path of the machine that built it.
-template <class... Parts>
-void check(bool condition, const Parts&... parts) {
-  if (condition) return;
-  std::ostringstream message;
-  (message << ... << parts);
-  throw std::runtime_error(message.str());
-}
-
 inline Shape shape_of(const Tensor& tensor) {
   Shape shape;
   for (int64_t axis = 0; axis < tensor.dim(); ++axis) shape.push_back(tensor.size(axis));
   return shape;
 }
 
-inline std::string to_string(const Shape& shape) {
-  std::ostringstream out;
-  out << '(';
-  for (size_t axis = 0; axis < shape.size(); ++axis) out << (axis ? ", " : "") << shape[axis];
-  out << (shape.size() == 1 ? ",)" : ")");
-  return out.str();
+// The parts of a message. No iostreams: where a toolchain links libstdc++ statically, their facets collide
+// with those of torch's own libstdc++, and printing a number crashes.
+inline void append(std::string& message, const char* text) { message += text; }
+inline void append(std::string& message, const std::string& text) { message += text; }
+inline void append(std::string& message, ScalarType type) { message += torch::headeronly::toString(type); }
+inline void append(std::string& message, const Shape& shape) {
+  message += '(';
+  for (size_t axis = 0; axis < shape.size(); ++axis) {
+    if (axis > 0) message += ", ";
+    message += std::to_string(shape[axis]);
+  }
+  message += shape.size() == 1 ? ",)" : ")";
+}
+// A tensor is told by its shape.
+inline void append(std::string& message, const Tensor& tensor) { append(message, shape_of(tensor)); }
+template <class Number, class = std::enable_if_t<std::is_arithmetic_v<Number>>>
+void append(std::string& message, Number number) {
+  message += std::to_string(number);
+}
+
+// A wrong argument. The parts become a message only where the check fails: every call of every op comes
+// through here. Not STD_TORCH_CHECK, whose message opens with a path of the machine that built it.
+template <class... Parts>
+void check(bool condition, const Parts&... parts) {
+  if (condition) return;
+  std::string message;
+  (append(message, parts), ...);
+  throw std::runtime_error(message);
 }
 
 inline void check_shape(const char* name, const Tensor& tensor, const char* meaning, const Shape& expected) {
-  const Shape shape = shape_of(tensor);
-  check(shape == expected, name, " must be ", meaning, " = ", to_string(expected), ", got ",
-        to_string(shape));
+  bool same = tensor.dim() == int64_t(expected.size());
+  for (int64_t axis = 0; same && axis < tensor.dim(); ++axis) same = tensor.size(axis) == expected[axis];
+  check(same, name, " must be ", meaning, " = ", expected, ", got ", tensor);
 }
 
 inline void check_same_device(const char* name, const Tensor& tensor, const Tensor& logits) {
@@ -69,7 +77,7 @@ inline bool is_floating(ScalarType type) {
 
 inline void check_floating(const char* name, const Tensor& tensor) {
   check(is_floating(tensor.scalar_type()), name, " must be float32, float64, bfloat16 or float16, got ",
-        torch::headeronly::toString(tensor.scalar_type()));
+        tensor.scalar_type());
 }
 
 inline bool is_byte(const Tensor& tensor) {
@@ -122,7 +130,7 @@ extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_inde
 inline void* current_cuda_stream(int32_t device_index) {
   check(aoti_torch_get_current_cuda_stream != nullptr, "fastseg: this torch has no CUDA");
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_index, &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_index, &stream));
   return stream;
 }
 

@@ -2,8 +2,6 @@
 // Torch glue of masked_bce: schemas, checks, allocation, and the CPU and CUDA registrations.
 #include "masked_bce.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <tuple>
 
 #include "checks.h"
@@ -36,15 +34,14 @@ Prepared prepare(const Tensor& logits, const Tensor& target, const OptionalTenso
                  const OptionalTensor& weight, const OptionalTensor& pos_weight, double pseudo_weight) {
   check_floating("logits", logits);
   check(logits.dim() >= 3 && logits.dim() <= 5, "logits must be (B, C, *S) with 1 to 3 spatial axes, got ",
-        to_string(shape_of(logits)));
+        logits);
   check_same_device("target", target, logits);
   check_shape("target", target, "the shape of logits", shape_of(logits));
   check(is_byte(target) || is_floating(target.scalar_type()), "target must be bool, uint8 or floating, got ",
-        torch::headeronly::toString(target.scalar_type()));
+        target.scalar_type());
   if (mask) {
     check_map("mask", *mask, logits);
-    check(is_byte(*mask), "mask must be uint8 or bool, got ",
-          torch::headeronly::toString(mask->scalar_type()));
+    check(is_byte(*mask), "mask must be uint8 or bool, got ", mask->scalar_type());
   }
   if (weight) {
     check_map("weight", *weight, logits);

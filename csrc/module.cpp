@@ -2,13 +2,13 @@
 // The extension module fastseg._C. Importing it registers the ops with torch; it says how it was built. In
 // Python's limited API, so that one binary serves every Python >= 3.10.
 #include <Python.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/version.h>
 
 #include <exception>
 #include <mutex>
 #include <set>
 #include <thread>
+
+#include "stable.h"
 
 namespace {
 

@@ -2,8 +2,6 @@
 // Torch glue of patch_entropy: schemas, checks, the sequence of passes, and the CPU and CUDA registrations.
 #include "patch_entropy.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 #include <limits>
 #include <utility>
@@ -31,10 +29,10 @@ Prepared prepare(const Tensor& values, const OptionalTensor& mask, const Shape& 
                  int64_t longest_cell) {
   check_floating("confidence", values);
   check(values.dim() >= 3 && values.dim() <= 5,
-        "confidence must be (B, K, *S) with 1 to 3 spatial axes, got ", to_string(shape_of(values)));
+        "confidence must be (B, K, *S) with 1 to 3 spatial axes, got ", values);
   const int64_t axes = values.dim() - 2, batch = values.size(0), channels = values.size(1);
   for (const auto& [name, sizes] : {std::pair{"patch_size", &patch_size}, std::pair{"stride", &stride}}) {
-    check(int64_t(sizes->size()) == axes, name, " must have ", axes, " entries, got ", to_string(*sizes));
+    check(int64_t(sizes->size()) == axes, name, " must have ", axes, " entries, got ", *sizes);
   }
   Prepared prepared{stable::contiguous(values), {}, {}, {}};
   PatchEntropyInputs& inputs = prepared.inputs;
@@ -45,11 +43,10 @@ Prepared prepare(const Tensor& values, const OptionalTensor& mask, const Shape& 
       continue;
     }
     const int64_t size = values.size(from + 2), patch = patch_size[from], step = stride[from];
-    check(size < kUnsplit, "confidence must have fewer than 2**31 - 1 voxels on each axis, got ",
-          to_string(shape_of(values)));
-    check(patch >= 1 && patch <= size, "patch_size must be at least 1 and fit in ",
-          to_string(shape_of(values)), ", got ", to_string(patch_size));
-    check(step >= 1 && step < kUnsplit, "stride must be at least 1, got ", to_string(stride));
+    check(size < kUnsplit, "confidence must have fewer than 2**31 - 1 voxels on each axis, got ", values);
+    check(patch >= 1 && patch <= size, "patch_size must be at least 1 and fit in ", values, ", got ",
+          patch_size);
+    check(step >= 1 && step < kUnsplit, "stride must be at least 1, got ", stride);
     inputs.axis[axis] = make_window_axis(size, patch, step, longest_cell);
   }
   if (mask) {
@@ -57,8 +54,7 @@ Prepared prepare(const Tensor& values, const OptionalTensor& mask, const Shape& 
     Shape expected = shape_of(values);
     if (categorical || (mask->dim() > 1 && mask->size(1) == 1)) expected[1] = 1;
     check_shape("mask", *mask, categorical ? "(B, 1, *S)" : "(B, 1 or K, *S)", expected);
-    check(is_byte(*mask), "mask must be uint8 or bool, got ",
-          torch::headeronly::toString(mask->scalar_type()));
+    check(is_byte(*mask), "mask must be uint8 or bool, got ", mask->scalar_type());
     prepared.mask = stable::contiguous(*mask);
   }
   inputs.values = prepared.values.data_ptr();
@@ -71,7 +67,7 @@ Prepared prepare(const Tensor& values, const OptionalTensor& mask, const Shape& 
   inputs.channels = channels;
   inputs.min_count = std::max<int64_t>(min_count, 1);
   check(std::max(patch_entropy_cell_rows(inputs), 2 * batch * channels) < kUnsplit,
-        "confidence must have fewer than 2**31 - 1 rows of cells, got ", to_string(shape_of(values)));
+        "confidence must have fewer than 2**31 - 1 rows of cells, got ", values);
   prepared.real = inputs.kind == ScalarKind::kFloat64 ? ScalarType::Double : ScalarType::Float;
   return prepared;
 }
@@ -127,12 +123,12 @@ PatchEntropyUpstream upstream_of(const Prepared& prepared, const Tensor& grad, c
   const Shape expected = result_shape(prepared);
   check_shape("grad", grad, "the shape of the result", expected);
   check(grad.scalar_type() == prepared.real && grad.is_contiguous(), "grad must be contiguous and ",
-        torch::headeronly::toString(prepared.real));
+        prepared.real);
   check(means.has_value() == prepared.mask.has_value(), "means must be given if, and only if, mask is");
   if (means) {
     check_shape("means", *means, "the shape of the result", expected);
     check(means->scalar_type() == prepared.real && means->is_contiguous(), "means must be contiguous and ",
-          torch::headeronly::toString(prepared.real));
+          prepared.real);
   }
   return {grad.data_ptr(), means ? means->data_ptr() : nullptr};
 }

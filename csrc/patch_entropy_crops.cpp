@@ -2,8 +2,6 @@
 // Torch glue of patch_entropy_crops: schemas, checks, allocation, and the CPU and CUDA registrations.
 #include "patch_entropy_crops.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 #include <limits>
 
@@ -20,12 +18,10 @@ constexpr int64_t kGrain = 32768;  // bytes, or additions, that are worth a thre
 PatchCrops prepare(const Tensor& corners, const Shape& spatial, const Shape& patch_size, int64_t channels) {
   const int64_t axes = int64_t(spatial.size());
   check(axes >= 1 && axes <= 3, "volume must be (B, C, *S) with 1 to 3 spatial axes, got ", axes, " axes");
-  check(int64_t(patch_size.size()) == axes, "patch_size must have ", axes, " entries, got ",
-        to_string(patch_size));
+  check(int64_t(patch_size.size()) == axes, "patch_size must have ", axes, " entries, got ", patch_size);
   check(corners.scalar_type() == ScalarType::Long && corners.is_contiguous(),
         "corners must be contiguous and int64");
-  check(corners.dim() == 3 && corners.size(2) == axes, "corners must be (B, n, ", axes, "), got ",
-        to_string(shape_of(corners)));
+  check(corners.dim() == 3 && corners.size(2) == axes, "corners must be (B, n, ", axes, "), got ", corners);
   PatchCrops crops{};
   crops.corners = static_cast<const int64_t*>(corners.data_ptr());
   crops.batch = corners.size(0);
@@ -36,7 +32,7 @@ PatchCrops prepare(const Tensor& corners, const Shape& spatial, const Shape& pat
     const int64_t from = axis - (3 - axes);
     const int64_t size = from < 0 ? 1 : spatial[from], patch = from < 0 ? 1 : patch_size[from];
     check(patch >= 1 && patch <= size && size < std::numeric_limits<int32_t>::max(),
-          "patch_size must be at least 1 and fit in ", to_string(spatial), ", got ", to_string(patch_size));
+          "patch_size must be at least 1 and fit in ", spatial, ", got ", patch_size);
     crops.size[axis] = int32_t(size);
     crops.patch[axis] = int32_t(patch);
   }
@@ -45,7 +41,7 @@ PatchCrops prepare(const Tensor& corners, const Shape& spatial, const Shape& pat
 
 PatchCrops prepare_volume(const Tensor& volume, const Tensor& corners, const Shape& patch_size) {
   check(volume.dim() >= 3 && volume.dim() <= 5, "volume must be (B, C, *S) with 1 to 3 spatial axes, got ",
-        to_string(shape_of(volume)));
+        volume);
   check(corners.device() == volume.device(), "corners must be on the device of volume");
   const Shape shape = shape_of(volume);
   PatchCrops crops = prepare(corners, Shape(shape.begin() + 2, shape.end()), patch_size, volume.size(1));
@@ -69,14 +65,12 @@ Tensor empty_patches(const Tensor& volume, const PatchCrops& crops, const Shape&
 PatchCrops prepare_grad(const Tensor& grad, const Tensor& corners, const Shape& spatial, Shape* shape) {
   check_floating("grad", grad);
   check(grad.is_contiguous(), "grad must be contiguous");
-  check(grad.dim() == 3 + int64_t(spatial.size()), "grad must be (B, n, C, *patch), got ",
-        to_string(shape_of(grad)));
+  check(grad.dim() == 3 + int64_t(spatial.size()), "grad must be (B, n, C, *patch), got ", grad);
   check(corners.device() == grad.device(), "corners must be on the device of grad");
   const Shape of_grad = shape_of(grad);
   const PatchCrops crops = prepare(corners, spatial, Shape(of_grad.begin() + 3, of_grad.end()), grad.size(2));
   check(crops.batch == grad.size(0) && crops.patches == grad.size(1),
-        "grad must have a patch per corner, got ", to_string(of_grad), " for corners ",
-        to_string(shape_of(corners)));
+        "grad must have a patch per corner, got ", of_grad, " for corners ", corners);
   *shape = {crops.batch, crops.channels};
   shape->insert(shape->end(), spatial.begin(), spatial.end());
   return crops;

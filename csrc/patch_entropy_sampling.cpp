@@ -2,8 +2,6 @@
 // Torch glue of patch_entropy_sample: schema, checks, allocation, and the CPU and CUDA registrations.
 #include "patch_entropy_sampling.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <tuple>
 
 #include "checks.h"
@@ -25,11 +23,11 @@ Prepared prepare(const Tensor& entropy, const Tensor& confidence, const Tensor& 
                  const Shape& stride, int64_t strategy, bool replacement, double floor, double threshold) {
   const ScalarType type = entropy.scalar_type();
   check(type == ScalarType::Float || type == ScalarType::Double, "entropy must be float32 or float64, got ",
-        torch::headeronly::toString(type));
+        type);
   check(confidence.scalar_type() == type, "confidence must have the dtype of entropy, got ",
-        torch::headeronly::toString(confidence.scalar_type()));
+        confidence.scalar_type());
   check(confidence.dim() >= 3 && confidence.dim() <= 5,
-        "confidence must be (B, K, *W) with 1 to 3 axes of windows, got ", to_string(shape_of(confidence)));
+        "confidence must be (B, K, *W) with 1 to 3 axes of windows, got ", confidence);
   Shape expected = shape_of(confidence);
   if (entropy.dim() > 1 && entropy.size(1) == 1) expected[1] = 1;
   check_shape("entropy", entropy, "(B, 1 or K, *W)", expected);
@@ -37,7 +35,7 @@ Prepared prepare(const Tensor& entropy, const Tensor& confidence, const Tensor& 
   check(confidence.device() == entropy.device() && seed.device() == entropy.device(),
         "confidence and seed must be on the device of entropy");
   const int64_t axes = confidence.dim() - 2, batch = confidence.size(0), channels = confidence.size(1);
-  check(int64_t(stride.size()) == axes, "stride must have ", axes, " entries, got ", to_string(stride));
+  check(int64_t(stride.size()) == axes, "stride must have ", axes, " entries, got ", stride);
   check(n >= 0, "n must be at least 0, got ", n);
   check(strategy >= 0 && strategy <= int64_t(SampleStrategy::kHighest),
         "strategy must be 0 (probabilistic), 1 (threshold), 2 (lowest) or 3 (highest), got ", strategy);
@@ -66,8 +64,7 @@ Prepared prepare(const Tensor& entropy, const Tensor& confidence, const Tensor& 
     sampling.window_shape[axis] = int32_t(confidence.size(axis + 2));
     sampling.stride[axis] = int32_t(stride[axis]);
   }
-  check(sampling.windows <= kMostWindows, "confidence must have at most 2**31 windows, got ",
-        to_string(shape_of(confidence)));
+  check(sampling.windows <= kMostWindows, "confidence must have at most 2**31 windows, got ", confidence);
   sampling.draws = n;
   sampling.strategy = SampleStrategy(strategy);
   sampling.replacement = replacement;

@@ -3,8 +3,6 @@
 // are registered on the same schemas from Python.
 #include "region_contrast.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <limits>
 #include <tuple>
 
@@ -21,12 +19,10 @@ void check_rows(const char* name, const Tensor& rows, const Tensor& ids, const O
                 const Tensor& anchors) {
   const std::string prefix(name);
   check_floating(name, rows);
-  check(rows.dim() == 2 && rows.size(1) > 0, name, " must be (rows, D) with D at least 1, got ",
-        to_string(shape_of(rows)));
+  check(rows.dim() == 2 && rows.size(1) > 0, name, " must be (rows, D) with D at least 1, got ", rows);
   check(rows.scalar_type() == anchors.scalar_type() && rows.size(1) == anchors.size(1) &&
             rows.device() == anchors.device(),
-        name, " must have the dtype, device and D of anchors = ", to_string(shape_of(anchors)), ", got ",
-        to_string(shape_of(rows)));
+        name, " must have the dtype, device and D of anchors = ", anchors, ", got ", rows);
   check(ids.device() == rows.device(), prefix, "'s ids must be on the device of anchors");
   check_shape((prefix + "'s ids").c_str(), ids, "one per row", {rows.size(0)});
   if (groups) {

@@ -34,8 +34,7 @@ struct ContrastOptions {
           reduction);
     if (!temperature_tensor) return;
     check(temperature_tensor->dim() == 0 && is_floating(temperature_tensor->scalar_type()),
-          "temperature must be a floating tensor with no axes, got ",
-          to_string(shape_of(*temperature_tensor)));
+          "temperature must be a floating tensor with no axes, got ", *temperature_tensor);
     temperature = *static_cast<const double*>(
         torch::stable::to(*temperature_tensor, ScalarType::Double).const_data_ptr());
   }

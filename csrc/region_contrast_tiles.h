@@ -3,8 +3,6 @@
 // products of torch between them.
 #pragma once
 
-#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
-
 #include <algorithm>
 #include <functional>
 
@@ -73,7 +71,7 @@ template <class Real>
 Tensor view_matrix(const Real* values, int64_t rows, int64_t cols, int64_t row_stride, int64_t col_stride) {
   const int64_t sizes[] = {rows, cols}, strides[] = {row_stride, col_stride};
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob_v2(
+  TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob_v2(
       const_cast<Real*>(values), 2, sizes, strides, 0,
       sizeof(Real) == sizeof(double) ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(),
       aoti_torch_device_type_cpu(), 0, &handle, aoti_torch_layout_strided(), nullptr, 0));
@@ -87,7 +85,7 @@ void multiply_rows(const Real* left, const Real* right, int64_t rows, int64_t co
   const Tensor out = view_matrix(products, rows, cols, cols, int64_t(1));
   const Tensor a = view_matrix(left, rows, size, size, int64_t(1));
   const Tensor b = view_matrix(right, size, cols, int64_t(1), size);
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
 }
 
 // sums (rows, size) += coefficients right, with coefficients (rows, cols) and right (cols, size); or
@@ -100,7 +98,7 @@ void add_weighted_rows(const Real* coefficients, int64_t rows, int64_t cols, boo
   const Tensor a = transposed ? view_matrix(coefficients, cols, rows, int64_t(1), cols)
                               : view_matrix(coefficients, rows, cols, cols, int64_t(1));
   const Tensor b = view_matrix(right, summed, size, size, int64_t(1));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1.0, 1.0));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1.0, 1.0));
 }
 
 // One buffer for a tile per thread.
@@ -113,7 +111,7 @@ class TileBuffers {
             std::nullopt, like.device(), std::nullopt, MemoryFormat::Contiguous)) {}
   Real* of_this_thread() const {
     uint32_t thread = 0;
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_get_thread_idx(&thread));
+    TORCH_ERROR_CODE_CHECK(torch_get_thread_idx(&thread));
     return static_cast<Real*>(buffers_.data_ptr()) + thread * kContrastBlock * kContrastBlock;
   }
 

@@ -2,8 +2,6 @@
 // Torch glue of region_pool, forward: schema, allocation, and the CPU and CUDA registrations.
 #include "region_pool.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <memory>
 #include <tuple>
 

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Torch glue of region_pool, backward: schemas, allocation, and the CPU and CUDA registrations.
-#include <torch/csrc/stable/library.h>
-
 #include "huge_pages.h"
 #include "region_pool_inputs.h"
 
@@ -31,9 +29,9 @@ Gradient prepare_gather(const Tensor& table, const Tensor& regions, int64_t kind
                                    ScalarType::BFloat16, ScalarType::Half};
   check(kind >= 1 && kind <= 4, "kind must be 1 (float32), 2 (float64), 3 (bfloat16) or 4 (float16), got ",
         kind);
-  check(table.dim() == 3, "table must be (B, R, C), got ", to_string(shape_of(table)));
+  check(table.dim() == 3, "table must be (B, R, C), got ", table);
   check(regions.dim() >= 2 && regions.dim() <= 4, "regions must be (B, *S) with 1 to 3 spatial axes, got ",
-        to_string(shape_of(regions)));
+        regions);
   check(!channels_last || regions.dim() >= 3, "channels_last needs 2 or 3 spatial axes");
   Gradient gradient;
   gradient.regions = stable::contiguous(regions);

@@ -32,7 +32,7 @@ LabelKind label_kind_of(const Tensor& regions) {
       return LabelKind::kUint64;
     default:
       check(regions.scalar_type() == ScalarType::Long, "regions must be of an integer dtype, got ",
-            torch::headeronly::toString(regions.scalar_type()));
+            regions.scalar_type());
       return LabelKind::kInt64;
   }
 }
@@ -67,7 +67,7 @@ struct Prepared {
 Prepared prepare(const Tensor& features, const Tensor& regions, int64_t num_regions) {
   check_floating("features", features);
   check(features.dim() >= 3 && features.dim() <= 5,
-        "features must be (B, C, *S) with 1 to 3 spatial axes, got ", to_string(shape_of(features)));
+        "features must be (B, C, *S) with 1 to 3 spatial axes, got ", features);
   check(regions.device() == features.device(), "regions must be on the device of features");
   Shape expected = shape_of(features);
   expected.erase(expected.begin() + 1);

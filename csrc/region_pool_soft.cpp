@@ -2,8 +2,6 @@
 // Torch glue of soft region_pool: schemas, checks, allocation, and the CPU and CUDA registrations.
 #include "region_pool_soft.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <tuple>
 
 #include "checks.h"
@@ -46,7 +44,7 @@ Prepared prepare(const Tensor& features, const OptionalTensor& grey, const Tenso
                  bool from_logits, bool variance) {
   check_floating("features", features);
   check(features.dim() >= 3 && features.dim() <= 5,
-        "features must be (B, C, *S) with 1 to 3 spatial axes, got ", to_string(shape_of(features)));
+        "features must be (B, C, *S) with 1 to 3 spatial axes, got ", features);
   check_like_features("assignment", assignment, features);
   if (grey) check_like_features("grey", *grey, features);
   check(assignment.size(1) >= 1 && assignment.size(1) <= kMaxSoftParts, "assignment must have 1 to ",
