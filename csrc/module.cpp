@@ -2,6 +2,7 @@
 // The extension module fastseg._C. Importing it registers the ops with torch; it says how it was built. In
 // Python's limited API, so that one binary serves every Python >= 3.10.
 #include <Python.h>
+#include <dlfcn.h>
 
 #include <exception>
 #include <mutex>
@@ -20,8 +21,13 @@ constexpr const char* kCuda = nullptr;  // None in Python
 constexpr const char* kCudaArchitectures = "";
 #endif
 
-PyObject* devices(bool with_cuda) {
-  return with_cuda ? Py_BuildValue("(ss)", "cpu", "cuda") : Py_BuildValue("(s)", "cpu");
+// Where the functions of libstdc++ that this module calls lie: in itself, if the toolchain linked it
+// statically.
+const char* libstdcxx() {
+  Dl_info of_library, of_module;
+  const bool found = dladdr(reinterpret_cast<void*>(&std::terminate), &of_library) != 0 &&
+                     dladdr(reinterpret_cast<void*>(&libstdcxx), &of_module) != 0;
+  return found && of_library.dli_fbase == of_module.dli_fbase ? "static" : "shared";
 }
 
 PyObject* build_info(PyObject*, PyObject*) {
@@ -30,22 +36,16 @@ PyObject* build_info(PyObject*, PyObject*) {
 #else
   PyObject* openmp = Py_BuildValue("");  // None
 #endif
-  constexpr bool with_cuda = kCuda != nullptr;
   // clang-format off
-  PyObject* ops = Py_BuildValue("{s:N,s:N,s:N,s:N}",
-      "masked_bce", devices(with_cuda),
-      "patch_entropy", devices(with_cuda),
-      "region_contrast", devices(false),  // and Triton's devices, added from Python
-      "region_pool", devices(with_cuda));
-  return Py_BuildValue("{s:s,s:s,s:s,s:s,s:z,s:s,s:N,s:N}",
+  return Py_BuildValue("{s:s,s:s,s:s,s:s,s:s,s:z,s:s,s:N}",
       "version", FASTSEG_VERSION,
       "compiler", FASTSEG_COMPILER,
+      "libstdc++", libstdcxx(),
       "torch_target", FASTSEG_TORCH_TARGET,
       "torch_headers", FASTSEG_TORCH_HEADERS,
       "cuda", kCuda,
       "cuda_architectures", kCudaArchitectures,
-      "openmp", openmp,
-      "ops", ops);
+      "openmp", openmp);
   // clang-format on
 }
 
@@ -65,8 +65,7 @@ PyObject* count_threads(PyObject*, PyObject*) {
 }
 
 PyMethodDef methods[] = {
-    {"build_info", build_info, METH_NOARGS,
-     "How this extension was built: compiler, torch, CUDA, and the devices each op has a kernel for."},
+    {"build_info", build_info, METH_NOARGS, "How this extension was built."},
     {"count_threads", count_threads, METH_NOARGS,
      "On how many threads a loop of the CPU kernels runs: torch.get_num_threads(), unless OpenMP is "
      "missing."},

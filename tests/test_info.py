@@ -10,7 +10,12 @@ import fastseg
 from fastseg import __main__ as program
 from fastseg.commands import info
 
-BUILD = {"cuda": None, "ops": {"masked_bce": ("cpu",), "region_contrast": ("cpu",), "region_pool": ("cpu",)}}
+BUILD = {
+    "cuda": None,
+    "openmp": 201511,
+    "libstdc++": "shared",
+    "ops": {"masked_bce": ("cpu",), "region_contrast": ("cpu",), "region_pool": ("cpu",)},
+}
 
 
 @pytest.fixture
@@ -74,3 +79,22 @@ def test_why_no_gpu_is_used(monkeypatch, version, available, expected) -> None:
     monkeypatch.setattr(info, "_version", lambda name: "1")
     told = info._missing({**BUILD, "cuda": "13.0"}, torch)
     assert [line.split(":")[0] for line in told] == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize(
+    ("found", "told"), [({"libstdc++": "static"}, "a shared libstdc++"), ({"openmp": None}, "OpenMP")]
+)
+def test_what_the_build_lacks_is_a_line(found, told) -> None:
+    lines = info._missing({**BUILD, **found}, torch)
+    assert sum(line.startswith(told) for line in lines) == 1
+    assert not any(line.startswith(told) for line in info._missing(BUILD, torch))
+
+
+def test_kernels_are_what_torch_dispatches_to() -> None:
+    build = fastseg.build_info()
+    assert build["libstdc++"] in ("shared", "static")
+    for op, devices in build["ops"].items():
+        assert "cpu" in devices
+        assert ("cuda" in devices) == (
+            op == "region_contrast" or build["cuda"] is not None
+        )  # triton is installed

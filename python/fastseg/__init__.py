@@ -15,9 +15,9 @@ except ModuleNotFoundError as error:
     ) from None
 
 from fastseg import nn
-from fastseg._C import build_info
 
 # From their own modules: some have the name of an op, and a type checker would take fastseg.ops.<op> for the module.
+from fastseg.ops.dispatch import build_info
 from fastseg.ops.masked_bce import BCETerms, masked_weighted_bce, masked_weighted_bce_terms
 from fastseg.ops.masked_bce_across_ranks import masked_weighted_bce_across_ranks
 from fastseg.ops.patch_entropy import WindowEntropy, patch_entropy

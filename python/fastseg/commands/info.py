@@ -41,13 +41,18 @@ def missing_packages() -> list[str]:
 def _missing(build: dict, torch) -> list[str]:
     told = []
     if build["cuda"] is None:
-        slow = [
-            op for op, devices in build["ops"].items() if op != "region_contrast" and "cuda" not in devices
-        ]
+        slow = [op for op, on in build["ops"].items() if op != "region_contrast" and "cuda" not in on]
         told.append(
             f"CUDA kernels: built without nvcc, or with FASTSEG_CUDA=OFF. On a GPU the slower reference runs for "
             f"{', '.join(slow)}. Put nvcc 12.4 or newer on the PATH and install again from source"
         )
+    if build["libstdc++"] == "static":
+        told.append(
+            "a shared libstdc++: the compiler linked a copy of its own. It works; where the compiler finds a libstdc++.so "
+            "(Debian: libstdc++-12-dev), that of torch is used"
+        )
+    if build["openmp"] is None:
+        told.append("OpenMP: the CPU kernels run on one thread. Build with a compiler that knows -fopenmp")
     if _version("triton") is None:
         told.append("triton: on a GPU the slower reference runs for region_contrast. pip install triton")
     if torch.version.cuda is None:

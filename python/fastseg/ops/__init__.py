@@ -2,6 +2,7 @@
 """The fused ops. Each has a kernel per device and a definition in plain PyTorch (fastseg.ops.reference)."""
 
 from fastseg.ops import vmap as _vmap  # noqa: F401 - registers what the ops do under torch.func.vmap
+from fastseg.ops.dispatch import find_kernels as _find_kernels
 from fastseg.ops.masked_bce import BCETerms, masked_weighted_bce, masked_weighted_bce_terms
 from fastseg.ops.masked_bce_across_ranks import masked_weighted_bce_across_ranks
 from fastseg.ops.patch_entropy import WindowEntropy, patch_entropy
@@ -38,3 +39,5 @@ __all__ = [
     "sharded_region_contrast",
     "soft_region_pool",
 ]
+
+_find_kernels()

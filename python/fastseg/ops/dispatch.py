@@ -2,6 +2,7 @@
 """Which implementation of an op runs: the meaning of `impl=` for every op."""
 
 import warnings
+from typing import Any
 
 import torch  # before _C, which finds torch's libraries already loaded
 
@@ -9,13 +10,22 @@ from fastseg import _C
 
 IMPLEMENTATIONS = ("auto", "fused", "reference")
 
-_KERNELS = {op: tuple(devices) for op, devices in _C.build_info()["ops"].items()}
+_OPS = ("masked_bce", "patch_entropy", "region_contrast", "region_pool")
+_KERNELS: dict[str, tuple[str, ...]] = {}
 _warned: set[tuple[str, str]] = set()
 
 
-def offer(op: str, device: str) -> None:
-    """A kernel of `op` for `device` that is registered from Python and not in the extension module."""
-    _KERNELS[op] = (*_KERNELS[op], device)
+def find_kernels() -> None:
+    """Ask torch's dispatcher once, when all are registered, by the extension module or from Python."""
+    for op in _OPS:
+        has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+        _KERNELS[op] = tuple(key.lower() for key in ("CPU", "CUDA") if has_kernel(f"fastseg::{op}", key))
+
+
+def build_info() -> dict[str, Any]:
+    """How the extension was built: version, compiler, libstdc++ ("shared" or "static"), torch's headers, CUDA and its
+    architectures, OpenMP; and for each op the devices it has a kernel for here, Triton's included."""
+    return {**_C.build_info(), "ops": dict(_KERNELS)}
 
 
 def use_fused(op: str, impl: str, device: torch.device) -> bool:

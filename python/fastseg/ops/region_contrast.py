@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """region_contrast: supervised and multi-positive contrastive loss between rows, such as the features of regions."""
 
-import importlib.util
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastseg.ops import region_contrast_autograd  # noqa: F401  (gives the op its gradient)
-from fastseg.ops.dispatch import offer, use_fused
+from fastseg.ops.dispatch import use_fused
 from fastseg.ops.reference.region_contrast import region_contrast_reference
 from fastseg.ops.region_contrast_checks import (
     DENOMINATORS,
@@ -16,9 +15,6 @@ from fastseg.ops.region_contrast_checks import (
     SIMILARITIES,
     check_region_contrast,
 )
-
-if importlib.util.find_spec("triton") is not None:
-    offer("region_contrast", "cuda")
 
 
 class ContrastRows(NamedTuple):

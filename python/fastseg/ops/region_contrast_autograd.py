@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What torch knows of the ops region_contrast and region_contrast_backward: shapes, gradients, and the GPU kernels."""
 
+import importlib.util
+
 import torch
 from torch import Tensor
 
@@ -33,18 +35,21 @@ def _(grad, anchors, bank, *others):
 
 
 # Triton is imported by the first call with tensors on a GPU, not before.
-@torch.library.impl("fastseg::region_contrast", "CUDA")
-def _(*arguments):
+def _forward_by_triton(*arguments):
     from fastseg.triton.region_contrast import region_contrast
 
     return region_contrast(*arguments)
 
 
-@torch.library.impl("fastseg::region_contrast_backward", "CUDA")
-def _(*arguments):
+def _backward_by_triton(*arguments):
     from fastseg.triton.region_contrast import region_contrast_backward
 
     return region_contrast_backward(*arguments)
+
+
+if importlib.util.find_spec("triton") is not None:
+    torch.library.impl("fastseg::region_contrast", "CUDA")(_forward_by_triton)
+    torch.library.impl("fastseg::region_contrast_backward", "CUDA")(_backward_by_triton)
 
 
 def _save(ctx, inputs, output):
