@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -70,16 +71,33 @@ def test_without_nvcc(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("version", "told"),
-    [(None, "install torch first"), ("2.10.1", "fastseg needs torch >= 2.11, found 2.10.1 in ")],
+    [
+        (None, "install torch first"),
+        ("2.10.1", "fastseg needs torch >= 2.11, found 2.10.1 in "),
+        ("3.0.0", "is newer than the last that fastseg was tried with, 2.14"),
+    ],
 )
-def test_torch_is_missing_or_too_old(tmp_path: Path, version: str | None, told: str) -> None:
+def test_torch_is_missing_too_old_or_too_new(tmp_path: Path, version: str | None, told: str) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
     python = tmp_path / "env/bin/python"
     if version:
-        (torch,) = (folder / "torch" for folder in (tmp_path / "env/lib").glob("python*/site-packages"))
-        torch.mkdir()
-        (torch / "__init__.py").touch()
-        (torch / "version.py").write_text(f"__version__ = '{version}+cpu'\n")
+        (fake,) = (folder / "torch" for folder in (tmp_path / "env/lib").glob("python*/site-packages"))
+        fake.mkdir()
+        (fake / "__init__.py").touch()
+        (fake / "version.py").write_text(f"__version__ = '{version}+cpu'\n")
     done = configure(tmp_path / "build", Python_EXECUTABLE=str(python))
-    assert done.returncode == 1
+    assert done.returncode == (0 if version == "3.0.0" else 1)
     assert told in " ".join(done.stderr.split())
+
+
+def test_headers_of_another_torch(tmp_path: Path) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/version.py").write_text(
+        "from typing import Optional\n__version__ = '2.11.0+cu130'\ndebug = False\n"
+    )
+    done = configure(tmp_path / "build", FASTSEG_TORCH=str(tmp_path / "torch"))
+    assert done.returncode == 0, done.stderr
+    assert f"torch 2.11.0 in {tmp_path / 'torch'}" in done.stdout
+    ninja = (tmp_path / "build/build.ninja").read_text()
+    assert f"{tmp_path / 'torch'}/include" in ninja
+    assert f"-L{Path(torch.__file__).parent / 'lib'}" in ninja  # linked is the torch that is installed

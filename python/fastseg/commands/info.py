@@ -48,8 +48,8 @@ def _missing(build: dict, torch) -> list[str]:
         )
     if build["libstdc++"] == "static":
         told.append(
-            "a shared libstdc++: the compiler linked a copy of its own. It works; where the compiler finds a libstdc++.so "
-            "(Debian: libstdc++-12-dev), that of torch is used"
+            "a shared libstdc++: the compiler linked a copy of its own. It works; where the compiler finds a "
+            "libstdc++.so (Debian: libstdc++-12-dev), that of torch is used"
         )
     if build["openmp"] is None:
         told.append("OpenMP: the CPU kernels run on one thread. Build with a compiler that knows -fopenmp")
