@@ -1,4 +1,4 @@
-# make demo | test | lint | format | docs | bench | package-check | gpu-check | clean
+# make demo | test | lint | format | docs | bench | package-check | gpu-check | gpu-tune | clean
 #
 # Everything lives in a virtual environment of the project's own. A torch >= 2.11 that PYTHON can import is
 # used there as it is; otherwise $(TORCH) is installed. For a build of torch of your own choice, install it
@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := CMakeLists.txt $(shell find csrc kernels -type f) $(shell find python -type d -not -name __pycache__)
 CPP := $(shell git ls-files '*.cpp' '*.cu' '*.cuh' '*.h' 2>/dev/null)
 
-.PHONY: demo test lint format docs bench package-check gpu-check clean
+.PHONY: demo test lint format docs bench package-check gpu-check gpu-tune clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.built
@@ -48,7 +48,11 @@ package-check: $(VENV)/.depends
 
 # Not in .venv: it builds for PYTHON as it stands, offline. OUT=folder for the results. See docs/benchmarks.md.
 gpu-check:
-	$(PYTHON) benchmarks/gpu_check.py $(if $(OUT),--out $(OUT)) $(ARGS)
+	$(PYTHON) -m tools.gpu_check $(if $(OUT),--out $(OUT)) $(ARGS)
+
+# Likewise; writes kernels/tuning/sm_<architecture>.json. See docs/benchmarks.md.
+gpu-tune:
+	$(PYTHON) -m tools.gpu_tune $(ARGS)
 
 clean:
 	rm -rf $(VENV) build fastseg_demo

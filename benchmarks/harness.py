@@ -19,8 +19,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from measure import clear_gradients, copy_bandwidth, device_name, leaves, peak_memory, step, time_in_turns
+from measure import (
+    clear_gradients,
+    copy_bandwidth,
+    device_name,
+    leaves,
+    matrix_rate,
+    peak_memory,
+    step,
+    time_in_turns,
+)
 from table import OURS, RESULTS, append_rows, commit, device_file, render, save_plot
+from telling import CASES as TELLING
+from telling import PEER
 from torch import Tensor
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
@@ -51,6 +62,8 @@ class Op:
     expected: Callable[[Case, tuple[Tensor, ...]], list[Tensor]]  # float64: results, then gradients
     bytes_moved: Callable[[Case, tuple[Tensor, ...]], tuple[int, int]]  # at least, forward and backward
     tolerance: Mapping[torch.dtype, float] = field(default_factory=lambda: TOLERANCE)
+    # Of an op that multiplies matrices, forward and backward: its limit is the rate of the matrix units.
+    flops: Callable[[Case], tuple[int, int]] = lambda case: (0, 0)
 
 
 class Disagreement(Exception):
@@ -113,23 +126,42 @@ def run_case(op: Op, case: Case, options: argparse.Namespace) -> tuple[list[dict
     times = time_in_turns(functions, inputs, min(options.rounds, 10) if case.huge else options.rounds, device)
     bandwidth, (forward_bytes, backward_bytes) = copy_bandwidth(device), op.bytes_moved(case, inputs)
     moved = {"forward": forward_bytes, "backward": backward_bytes, "both": forward_bytes + backward_bytes}
+    arithmetic = dict(zip(("forward", "backward"), op.flops(case), strict=True))
+    arithmetic["both"] = sum(arithmetic.values())
     del inputs
     rows = []
     for name, directions in times.items():
         if not options.no_memory and device == "cpu":
             peaks[name] = peak_memory_apart(op, name, case, device)
         peak = peaks.get(name)
-        for direction, seconds in directions.items():
+        for direction, found in directions.items():
+            seconds = found.device
             low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
+            flops = arithmetic[direction] if device == "cuda" else 0
+            host = f"{1e6 * statistics.median(found.host):.4g}" if device == "cuda" else ""
             rows.append(
                 dict(op=op.name, case=str(case), shape="x".join(map(str, case.shape)), contestant=name)
                 | dict(direction=direction, threads=torch.get_num_threads(), rounds=len(seconds))
                 | dict(median_ms=f"{1e3 * median:.5g}", q25_ms=f"{1e3 * low:.5g}", q75_ms=f"{1e3 * high:.5g}")
                 | dict(peak_mib="" if peak is None or direction != "both" else f"{peak:.1f}")
-                | dict(bytes=moved[direction], copy_gb_s=f"{bandwidth / 1e9:.4g}")
-                | dict(of_copy=f"{moved[direction] / median / bandwidth:.3g}")
+                | dict(host_us=host, bytes=moved[direction], copy_gb_s=f"{bandwidth / 1e9:.4g}")
+                | dict(of_copy=f"{moved[direction] / median / bandwidth:.3g}", flops=flops or "")
+                | dict(matrix_tflop_s=f"{matrix_rate() / 1e12:.4g}" if flops else "")
+                | dict(of_matrix=f"{flops / median / matrix_rate():.3g}" if flops else "")
             )
     return rows, complaints
+
+
+def compile_case(op: Op, case: Case, device: str) -> str:
+    """Compiles what is timed with --telling, into the caches on disk, where another process finds it."""
+    begin, inputs = time.perf_counter(), op.make_inputs(case, device)
+    torch.compiler.reset()
+    for name in (OURS, PEER):  # ours: Triton's kernels
+        try:
+            step(op.make(name, case), inputs)
+        except Exception as error:
+            return f"{name} did not compile: {type(error).__name__}: {error}".splitlines()[0]
+    return f"compiled in {time.perf_counter() - begin:.1f} s"
 
 
 def main(ops: Sequence[Op]) -> None:
@@ -143,6 +175,11 @@ def main(ops: Sequence[Op]) -> None:
     parser.add_argument("--case", default="", help="only cases whose name contains this")
     parser.add_argument("--contestant", nargs="+", help="only these; ours is always there")
     parser.add_argument("--huge", action="store_true", help="also the cases of more than 2**31 elements")
+    parser.add_argument(
+        "--telling", action="store_true", help=f"only the cases of telling.py, ours beside {PEER} alone"
+    )
+    parser.add_argument("--others", action="store_true", help="all but those of --telling")
+    parser.add_argument("--compile", help="K/N: only compile every Nth case from the Kth on, for another run")
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
     parser.add_argument(
         "--seconds", type=float, default=float("inf"), help="begin no further case after these"
@@ -172,6 +209,15 @@ def main(ops: Sequence[Op]) -> None:
         for case in op.cases
         if options.case in str(case) and (options.huge or not case.huge)
     ]
+    if options.telling:
+        wanted = [w for w in wanted if (w[1].name, str(w[2])) in TELLING]
+        wanted.sort(key=lambda w: TELLING.index((w[1].name, str(w[2]))))
+        options.contestant = options.contestant or [PEER]
+    if options.others:
+        wanted = [w for w in wanted if (w[1].name, str(w[2])) not in TELLING]
+    if options.compile:
+        first, step_size = map(int, options.compile.split("/"))
+        wanted = wanted[first::step_size]
     begin = time.perf_counter()
     for number, (threads, op, case) in enumerate(wanted):
         if time.perf_counter() - begin > options.seconds:
@@ -180,6 +226,9 @@ def main(ops: Sequence[Op]) -> None:
             )
             break
         torch.set_num_threads(threads)
+        if options.compile:
+            print(f"# {op.name}, {case}: {compile_case(op, case, options.device)}", flush=True)
+            continue
         try:
             new, wrong = run_case(select(op, options.contestant), case, options)
         except Exception as error:  # the other cases may still be measured
@@ -188,6 +237,8 @@ def main(ops: Sequence[Op]) -> None:
         append_rows(file, new)  # at once: a run that is stopped keeps what it has
         print(f"# {op.name}, {case}, {threads} threads: {'; '.join(wrong) or 'done'}", flush=True)
         rows, complaints = rows + new, complaints + wrong
+    if options.compile:
+        return
     if not rows:
         sys.exit("\n".join(complaints) or "no such case")
     text = render(rows)

@@ -2,11 +2,13 @@
 """Steps of differentiable functions, and what they take: time in turns, peak memory, and copies to compare with."""
 
 import contextlib
+import functools
 import gc
 import os
 import platform
 import statistics
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,7 +18,8 @@ WARM_UP = 3  # steps of each contestant before the first that counts
 FEWEST_ROUNDS, MOST_SECONDS = 7, 40  # slow cases take fewer rounds than asked for
 # On a GPU every timed step starts with a cold L2, and late enough that the host has queued all of it.
 FLUSHED_BYTES = 2**28
-HEAD_START_CYCLES = 5_000_000
+HEAD_START = 2.0  # times what the host took for the slowest step of the warm-up
+FASTEST_CLOCK = 2.5e9  # cycles a second, of any GPU: the head start is at least that long
 
 
 def leaves(inputs: tuple[Tensor, ...]) -> list[Tensor]:
@@ -53,52 +56,81 @@ class Stopwatch:
             torch.empty(FLUSHED_BYTES, dtype=torch.uint8, device=device) if device == "cuda" else None
         )
 
-    def start(self) -> None:
-        self.marks = []
+    def start(self, head_start: float = 1e-3) -> None:
+        """On a GPU, it is kept busy for `head_start` seconds or a little more."""
+        self.marks, self.host_marks = [], []
         if self.flush is not None:
             torch.cuda.synchronize()
             self.flush.zero_()
-            torch.cuda._sleep(HEAD_START_CYCLES)
+            torch.cuda._sleep(int(head_start * FASTEST_CLOCK))
         self.lap()
 
     def lap(self) -> None:
-        if self.flush is None:
-            self.marks.append(time.perf_counter())
-        else:
+        self.host_marks.append(time.perf_counter())
+        if self.flush is not None:
             self.marks.append(torch.cuda.Event(enable_timing=True))
             self.marks[-1].record()
 
+    def host_seconds(self) -> list[float]:
+        """Until the host had queued it; on a CPU, until it was done."""
+        return [end - begin for begin, end in zip(self.host_marks, self.host_marks[1:], strict=False)]
+
     def seconds(self) -> list[float]:
-        pairs = zip(self.marks, self.marks[1:], strict=False)
         if self.flush is None:
-            return [end - begin for begin, end in pairs]
+            return self.host_seconds()
         torch.cuda.synchronize()
-        return [begin.elapsed_time(end) / 1e3 for begin, end in pairs]
+        return [begin.elapsed_time(end) / 1e3 for begin, end in zip(self.marks, self.marks[1:], strict=False)]
 
 
-def time_in_turns(functions: dict, inputs, rounds: int, device: str) -> dict[str, dict[str, list[float]]]:
-    """{contestant: {direction: seconds of every round}}; the contestants take turns in every round."""
+@dataclass
+class Times:
+    """Of every round, in seconds."""
+
+    device: list[float] = field(default_factory=list)
+    host: list[float] = field(default_factory=list)
+
+
+def time_in_turns(functions: dict, inputs, rounds: int, device: str) -> dict[str, dict[str, Times]]:
+    """{contestant: {direction: times}}; the contestants take turns in every round."""
     watch, differentiable = Stopwatch(device), bool(leaves(inputs))
     directions = ("forward", "backward", "both") if differentiable else ("forward",)
-    times = {name: {direction: [] for direction in directions} for name in functions}
-    begin = time.perf_counter()
+    times = {name: {direction: Times() for direction in directions} for name in functions}
+    head_starts, begin = dict.fromkeys(functions, 1e-3), time.perf_counter()
     for number in range(WARM_UP + rounds):
         if number >= WARM_UP + FEWEST_ROUNDS and time.perf_counter() - begin > MOST_SECONDS:
             break
         for name, function in functions.items():
             clear_gradients(inputs)
-            watch.start()
+            watch.start(head_starts[name])
             results = forward(function, inputs)
             watch.lap()
             if differentiable:
                 backward(results)
                 watch.lap()
-            laps = watch.seconds()
+            laps, of_host = watch.seconds(), watch.host_seconds()
+            if 0 < number < WARM_UP:  # the first may have compiled something
+                head_starts[name] = max(head_starts[name], HEAD_START * sum(of_host))
             if number >= WARM_UP:
-                for direction, value in zip(directions, [*laps, sum(laps)], strict=False):
-                    times[name][direction].append(value)
+                for direction, value, host in zip(
+                    directions, [*laps, sum(laps)], [*of_host, sum(of_host)], strict=False
+                ):
+                    times[name][direction].device.append(value)
+                    times[name][direction].host.append(host)
             del results
     return times
+
+
+@functools.cache
+def matrix_rate(rounds: int = 15) -> float:
+    """Floating-point operations per second of a product of bfloat16 matrices, random ones: zeros run faster."""
+    left, right = torch.randn(2, 8192, 8192, dtype=torch.bfloat16, device="cuda")
+    watch, seconds = Stopwatch("cuda"), []
+    for _ in range(rounds):
+        watch.start()
+        torch.mm(left, right)
+        watch.lap()
+        seconds += watch.seconds()
+    return 2 * 8192**3 / statistics.median(seconds)
 
 
 def copy_bandwidth(device: str, rounds: int = 15) -> float:

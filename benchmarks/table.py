@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 COLUMNS = (
     *("date", "commit", "device", "torch", "threads", "op", "case", "shape", "contestant", "direction"),
-    *("median_ms", "q25_ms", "q75_ms", "rounds", "peak_mib", "bytes", "copy_gb_s", "of_copy", "command"),
+    *("median_ms", "q25_ms", "q75_ms", "rounds", "host_us", "peak_mib", "bytes", "copy_gb_s", "of_copy"),
+    *("flops", "matrix_tflop_s", "of_matrix", "command"),
 )
 OURS = "fused"  # what the others are compared with
 DIRECTIONS = ("forward", "backward", "both")

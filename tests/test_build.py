@@ -13,9 +13,9 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(ROOT))
 
-from gpu_build import find_cmake  # noqa: E402
+from tools.gpu_check.build import find_cmake  # noqa: E402
 
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 MODULE = "CMakeFiles/_C.dir/csrc/module.cpp.o"

@@ -43,9 +43,9 @@ class Usage:
         )
 
 
-def compile_kernels(source: Path, architecture: str, target: Path) -> list[Usage]:
+def compile_kernels(source: Path, architecture: str, target: Path, *of_header: str) -> list[Usage]:
     header = target.parent / "tuning.h"
-    subprocess.run([sys.executable, KERNELS / "tuning/cuda.py", header], check=True)
+    subprocess.run([sys.executable, KERNELS / "tuning/cuda.py", header, *of_header], check=True)
     command = [
         "nvcc",
         *FLAGS,
@@ -114,6 +114,17 @@ def test_compiles_without_spills(source, architecture, tmp_path, capsys):
     assert usages, f"{source.name} has no kernel"
     with capsys.disabled():
         print(f"\n{HEADER}\n{table(usages, architecture)}")
+    assert not unexpected_spills(usages, source.read_text())
+
+
+TUNED = [file for file in sorted(KERNELS.glob("cuda/*.cu")) if '#include "tuning.h"' in file.read_text()]
+
+
+@needs_nvcc
+@pytest.mark.parametrize("source", TUNED, ids=lambda path: path.stem)
+def test_every_candidate_of_gpu_tune_compiles_without_spills(source, tmp_path):
+    usages = compile_kernels(source, "sm_90", tmp_path / "kernels.cubin", "--all")
+    assert len(usages) > len(compile_kernels(source, "sm_90", tmp_path / "kernels.cubin"))
     assert not unexpected_spills(usages, source.read_text())
 
 

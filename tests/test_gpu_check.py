@@ -5,16 +5,29 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-import gpu_check  # noqa: E402
-import gpu_steps  # noqa: E402
-from gpu_report import FAILED, NOT_RUN, PASSED, Result, read_junit, read_sanitizer, summarize  # noqa: E402
+import telling  # noqa: E402
+
+from tools.gpu_check import __main__ as gpu_check  # noqa: E402
+from tools.gpu_check import build, steps  # noqa: E402
+from tools.gpu_check.__main__ import Step  # noqa: E402
+from tools.gpu_check.report import (  # noqa: E402
+    FAILED,
+    NOT_RUN,
+    PASSED,
+    Result,
+    read_junit,
+    read_sanitizer,
+    summarize,
+)
 
 from .ops import small_cases  # noqa: E402
 
@@ -24,17 +37,24 @@ CLEAN = "========= COMPUTE-SANITIZER\n47 of 47 small cases ran on cuda in 9 s\n=
 
 def test_all_steps_end_within_nine_minutes_however_long_each_takes():
     elapsed = 0.0
-    for name in NAMES:
-        limit = gpu_check.allowance(name, elapsed, gpu_check.BUDGET, NAMES)
-        assert limit >= gpu_check.STEPS[name][2]  # what was reserved for it is there
-        assert limit >= 15
-        elapsed += limit
+    for turn in sorted({step.turn for step in gpu_check.STEPS.values()}):
+        side_by_side = [name for name in NAMES if gpu_check.STEPS[name].turn == turn]
+        limits = [gpu_check.allowance(name, elapsed, gpu_check.BUDGET, NAMES) for name in side_by_side]
+        for name, limit in zip(side_by_side, limits, strict=True):
+            assert limit >= max(15, gpu_check.STEPS[name].reserved)  # what was reserved for it is there
+        elapsed += max(limits)
     assert elapsed <= gpu_check.BUDGET <= 9 * 60 - 20
 
 
 def test_time_that_is_not_used_goes_to_later_steps():
-    assert gpu_check.allowance("all other tests", 100, 520, NAMES) == gpu_check.STEPS["all other tests"][1]
+    assert gpu_check.allowance("all other tests", 100, 520, NAMES) == gpu_check.STEPS["all other tests"].most
     assert gpu_check.allowance("all other tests", 500, 520, NAMES) == 20
+
+
+def test_nothing_else_runs_while_something_is_timed():
+    assert sorted(NAMES, key=lambda name: gpu_check.STEPS[name].turn) == NAMES
+    for timed in ("host time", "benchmarks"):
+        assert [n for n in NAMES if gpu_check.STEPS[n].turn == gpu_check.STEPS[timed].turn] == [timed]
 
 
 def junit(folder: Path, *cases: str) -> Path:
@@ -94,6 +114,12 @@ def test_no_junit(tmp_path):
         ),
         (CLEAN.replace("========= C", "torch: X is not supported\n========= C"), 0, PASSED),
         ("========= Error: Device not supported. Please refer to the documentation\n", 1, NOT_RUN),
+        (CLEAN + "numbers: masked_bce, small case 3: off by 0.1\n", 3, PASSED),
+        (
+            CLEAN.replace("0 errors", "2 errors") + "numbers: masked_bce, small case 3: off by 0.1\n",
+            99,
+            FAILED,
+        ),
         ("Traceback\nRuntimeError: masked_bce, small case 3\n========= ERROR SUMMARY: 0 errors\n", 1, FAILED),
         ("========= ERROR SUMMARY: 0 errors\n", 0, FAILED),  # our script never got to its end
         ("47 of 47 small cases ran on cuda in 9 s\n", 0, FAILED),  # the tool did not look
@@ -104,12 +130,20 @@ def test_sanitizer(text, code, status):
     assert read_sanitizer(text, code).status == status
 
 
+def test_numbers_that_differ_are_a_line_of_their_own():
+    wrong = "numbers: masked_bce, small case 3: off by 0.1, the largest value is 1\n"
+    result = read_sanitizer(wrong + CLEAN, 3)
+    assert (result.status, result.parts["numbers"].status) == (PASSED, FAILED)
+    assert result.parts["numbers"].note == f"1 small cases differ: {wrong.strip().removeprefix('numbers: ')}"
+    assert not read_sanitizer(CLEAN, 0).parts
+
+
 def test_sanitizer_runs_the_small_cases(tmp_path, monkeypatch):
     tool = tmp_path / "compute-sanitizer"
     tool.write_text(f'#!/bin/sh\necho "$PYTORCH_NO_CUDA_MEMORY_CACHING $@"\nprintf "{CLEAN}"\n')
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    result = gpu_steps.sanitizer("racecheck")(a_check(tmp_path), 60.0)
+    result = steps.sanitizer("racecheck")(a_check(tmp_path), 60.0)
     assert result.status == PASSED
     log = (tmp_path / "racecheck.txt").read_text()
     assert (
@@ -136,25 +170,98 @@ def test_summary_says_what_did_not_run(tmp_path):
     assert "- tests of the ops, in part: 7 tests: hypothesis is not installed" in absent
 
 
-def a_check(folder: Path) -> gpu_steps.Check:
-    return gpu_steps.Check(folder, folder / "work", "abc", {"gpu": "some GPU", "pytest": "9"})
+def a_check(folder: Path) -> steps.Check:
+    return steps.Check(folder, folder / "work", "abc", {"gpu": "some GPU", "pytest": "9"})
+
+
+def run(monkeypatch, folder, budget=100.0, **found):
+    monkeypatch.setattr(gpu_check, "STEPS", found)
+    return gpu_check.run_steps(a_check(folder), list(found), budget)
+
+
+def fine(check, limit):
+    return Result(PASSED, "fine")
 
 
 def test_a_broken_step_does_not_stop_the_others(tmp_path, monkeypatch):
     def explode(check, limit):
         raise OSError("no space")
 
-    steps = {"first": (explode, 9, 0), "second": (lambda check, limit: Result(PASSED, "fine"), 9, 0)}
-    monkeypatch.setattr(gpu_check, "STEPS", steps)
-    results = gpu_check.run_steps(a_check(tmp_path), list(steps), 100)
+    results = run(monkeypatch, tmp_path, first=Step(explode, 0, 9, 0), second=Step(fine, 1, 9, 0))
     assert [(r.status, r.note) for r in results.values()] == [(FAILED, "OSError: no space"), (PASSED, "fine")]
 
 
 def test_nothing_is_tested_on_a_failed_build(tmp_path, monkeypatch):
-    steps = {name: (lambda check, limit: Result(FAILED, "no"), 9, 0) for name in ("build", "memcheck")}
-    monkeypatch.setattr(gpu_check, "STEPS", steps)
-    results = gpu_check.run_steps(a_check(tmp_path), list(steps), 100)
+    def broken(check, limit):
+        return Result(FAILED, "no", fatal=True)
+
+    results = run(monkeypatch, tmp_path, build=Step(broken, 0, 9, 0), memcheck=Step(fine, 1, 9, 0))
     assert (results["memcheck"].status, results["memcheck"].note) == (NOT_RUN, "build failed")
+
+
+def test_a_step_that_takes_all_it_may_leaves_the_later_ones_their_time(tmp_path, monkeypatch):
+    limits = {}
+
+    def greedy(name):
+        def take(check, limit):
+            limits[name] = limit
+            time.sleep(limit / 10)  # a tenth, so that the test is quick
+            return Result(FAILED, "stopped at its limit")
+
+        return take
+
+    results = run(
+        monkeypatch,
+        tmp_path,
+        budget=40.0,
+        tests=Step(greedy("tests"), 0, 100, 0),
+        memcheck=Step(greedy("memcheck"), 0, 100, 0),
+        benchmarks=Step(fine, 1, 100, 15),
+        rest=Step(fine, 2, 100, 5),
+    )
+    assert limits == {"tests": pytest.approx(20, abs=1), "memcheck": pytest.approx(20, abs=1)}
+    assert results["benchmarks"].status == results["rest"].status == PASSED
+
+
+def test_steps_of_a_turn_run_side_by_side(tmp_path, monkeypatch):
+    meeting = threading.Barrier(2, timeout=20)
+
+    def meet(check, limit):
+        meeting.wait()
+        return Result(PASSED, "met")
+
+    results = run(monkeypatch, tmp_path, tests=Step(meet, 0, 9, 0), memcheck=Step(meet, 0, 9, 0))
+    assert [result.note for result in results.values()] == ["met", "met"]
+
+
+def test_parts_of_a_step_are_lines_of_their_own(tmp_path, monkeypatch):
+    def with_parts(check, limit):
+        return Result(PASSED, "fine", parts={"numbers": Result(FAILED, "off by 1")})
+
+    results = run(monkeypatch, tmp_path, memcheck=Step(with_parts, 0, 9, 0))
+    assert {name: r.status for name, r in results.items()} == {
+        "memcheck": PASSED,
+        "memcheck: numbers": FAILED,
+    }
+
+
+@pytest.mark.parametrize("devices", [["cpu", "cuda"], ["cpu"]])
+def test_an_op_without_a_kernel_on_the_gpu_is_told_and_the_others_are_tested(tmp_path, monkeypatch, devices):
+    info = {"file": str(tmp_path / "work/x"), "ops": {"a": ["cpu", "cuda"], "b": devices}}
+    info |= {"cuda": "13.0", "cuda_architectures": "90", "compiler": "GNU"}
+    answer = subprocess.CompletedProcess([], 0, json.dumps(info), "")
+    check = a_check(tmp_path)
+    check.facts["architecture"] = "90"
+    monkeypatch.setattr(build, "make_environment", lambda folder: "the python")
+    monkeypatch.setattr(build, "_importable", lambda python, name: True)
+    monkeypatch.setattr(build.subprocess, "run", lambda *_, **__: answer)
+    monkeypatch.setattr(steps.Check, "run", lambda *_: 0)
+    result = build.build(check, 60)
+    assert check.python == "the python"
+    assert not result.fatal
+    assert (result.status, "no CUDA kernel for b" in result.note) == (
+        (FAILED, True) if devices == ["cpu"] else (PASSED, False)
+    )
 
 
 def test_a_step_is_stopped_at_its_limit_and_may_still_report(tmp_path):
@@ -164,13 +271,13 @@ def test_a_step_is_stopped_at_its_limit_and_may_still_report(tmp_path):
 
 
 def test_versions_alone(tmp_path):
-    command = [sys.executable, BENCHMARKS / "gpu_check.py", "--out", tmp_path / "out", "--steps", "versions"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "tools.gpu_check", "--out", tmp_path / "out", "--steps", "versions"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out/versions.json").read_text())
     assert found["found"]["torch"]
     assert "versions: passed" in done.stdout
-    again = subprocess.run([*command[:3], tmp_path, *command[4:]], capture_output=True, text=True)
+    again = subprocess.run([*command[:4], tmp_path, *command[5:]], capture_output=True, text=True, cwd=ROOT)
     assert again.returncode == 2
     assert "is not empty" in again.stderr
     assert (tmp_path / "out/summary.md").exists()
@@ -182,7 +289,7 @@ def test_small_cases_agree(capsys):
     assert done == wanted
 
 
-def test_small_cases_bite(monkeypatch):
+def test_small_cases_bite(monkeypatch, capsys):
     def wrong(*tensors, **options):
         loss = small_cases.masked_weighted_bce_of_the_test(*tensors, **options)
         calls.append(loss)
@@ -193,5 +300,41 @@ def test_small_cases_bite(monkeypatch):
         small_cases, "masked_weighted_bce_of_the_test", small_cases.masked_weighted_bce, raising=False
     )
     monkeypatch.setattr(small_cases, "masked_weighted_bce", wrong)
-    with pytest.raises(RuntimeError, match="masked_bce, small case 0"):
+    with pytest.raises(SystemExit) as stop:
         small_cases.main(["--device", "cpu"])
+    said = capsys.readouterr().out
+    assert stop.value.code == 3
+    assert "numbers: masked_bce, small case 0: off by" in said
+    done, _, wanted = said.splitlines()[-1].split()[:3]  # it went on to the end
+    assert done == wanted
+
+
+def rows(op, case, contestant, forward, backward, **more):
+    for direction, value in (("forward", forward), ("backward", backward), ("both", forward + backward)):
+        row = {"op": op, "case": case, "threads": 1, "contestant": contestant, "direction": direction}
+        yield row | {"median_ms": value, "of_copy": 0.5, "of_matrix": "", "host_us": 220, **more}
+
+
+def test_table_to_paste():
+    found = [
+        *rows("masked_bce", "3D float32 codes", "fused", 0.028, 0.018),
+        *rows("masked_bce", "3D float32 codes", "compile", 0.018, 0.016),
+        *rows("region_contrast", "512 x 128 bfloat16", "fused", 0.006, 0.007, of_matrix=0.1),
+    ]
+    text = telling.paste(found, [{"name": "a.sum()", "door": "torch", "what": "", "us": 94.3}])
+    assert (
+        "| masked_bce 2x1x128^3 f32 codes | 0.028 / 0.018 | 0.018 / 0.016 | 0.74x | 50%, 50% | 220 |" in text
+    )
+    contrast = next(line for line in text.splitlines() if "N 512 / 2048" in line)
+    assert "| 0.006 / 0.007; not measured; not measured; not measured | -; -; -; - |" in contrast
+    assert "| 10%, 10%; -; -; - |" in contrast
+    assert "| a.sum() | torch | 94 |" in text
+    assert text.count("\n| ") == len(telling.ROWS) + 3
+
+
+def test_the_telling_cases_exist_and_are_beside_torch_compile():
+    from run import OPS
+
+    known = {(op.name, str(case)): op for op in OPS for case in op.cases}
+    for case in telling.CASES:
+        assert {telling.OURS, telling.PEER} <= set(known[case].contestants)

@@ -63,16 +63,16 @@ def choice(
     return default | values
 
 
-@contextmanager
-def force(choices: Mapping[tuple[str, str], Values]) -> Iterator[None]:
-    """These choices, by kernel and case, instead of those of the table: how a candidate is tried."""
+def force(choices: Mapping[tuple[str, str], Values]) -> None:
+    """These choices, by kernel and case, instead of those of the table, from now on: how a candidate is tried."""
     _forced.update(choices)
     _forget()
-    try:
-        yield
-    finally:
-        _forced.clear()
-        _forget()
+
+
+def release() -> None:
+    """The table's again."""
+    _forced.clear()
+    _forget()
 
 
 @contextmanager

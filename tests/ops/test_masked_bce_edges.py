@@ -113,6 +113,7 @@ def test_loops_run_on_every_thread():
         torch.set_num_threads(before)
 
 
+@pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("device", DEVICES)
 def test_repeatable(device):
     case = make_case((1, 2, 300, 301), torch.float32, "soft", "shared", None, False, "contiguous", device)

@@ -190,6 +190,7 @@ def test_threads_do_not_change_a_bit(dtype, bank):
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 
 
+@pytest.mark.usefixtures("deterministic")
 @devices
 def test_repeatable(device):
     case = make_case(700, 40, device=device)

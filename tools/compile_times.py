@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """CPU seconds that the build takes, file by file, and what a repeated build compiles again.
 
-    python benchmarks/compile_times.py           # the CPU's kernels
-    python benchmarks/compile_times.py --cuda    # and CUDA's, for all architectures where there is no GPU
+    python -m tools.compile_times           # the CPU's kernels
+    python -m tools.compile_times --cuda    # and CUDA's, for all architectures where there is no GPU
 
 CPU time, of one job at a time, tells more than a clock on a machine that has other work. Needs cmake, ninja and torch.
 """
@@ -19,9 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-from gpu_build import find_cmake
-from table import ROOT, commit
-
+ROOT = Path(__file__).resolve().parents[1]
 SLOWEST = 8  # files that get a line of their own
 TOUCHED = ("csrc/masked_bce.cpp", "kernels/cpu/masked_bce.cpp", "kernels/masked_bce_math.h")
 
@@ -38,6 +36,8 @@ def launch(log: str, command: list[str]) -> int:
 
 class Build:
     def __init__(self, folder: Path, cuda: bool) -> None:
+        from tools.gpu_check.build import find_cmake  # which the launcher is spared, as it is torch
+
         self.folder, self.log = folder, folder / "times.txt"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -90,10 +90,11 @@ def main() -> None:
         "--work", type=Path, default=ROOT / "build/compile_times", help="folder (%(default)s)"
     )
     options = parser.parse_args()
-    from measure import device_name  # with torch, which the launcher is spared
-
     build = Build(options.work.resolve(), options.cuda)
     times, elapsed = build.compile()
+    from measure import device_name
+    from table import commit
+
     print(f"commit {commit()}, {device_name('cpu')}, {build.compilers()}\n")
     print("| file | CPU s |\n|---|---|")
     ranked = sorted(times.items(), key=lambda item: -item[1])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A build of fastseg in an environment of its own, offline, for the GPU that is there: a step of gpu_check.py."""
+"""A build of fastseg in an environment of its own, offline, for the GPU that is there: a step of gpu-check."""
 
 import json
 import os
@@ -11,8 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-from gpu_report import FAILED, PASSED, Result
 from table import ROOT
+
+from .report import FAILED, PASSED, Result
 
 VERIFY = """
 import fastseg, json
@@ -24,7 +25,11 @@ def build(check, limit: float) -> Result:
     """By pip, or by cmake alone where scikit-build-core or pip is missing or fails. Points check.python at it."""
     end = time.monotonic() + limit
     python = make_environment(check.work / "env")
-    defines = {"FASTSEG_CUDA": "ON" if check.gpu else "AUTO", "CMAKE_CUDA_FLAGS": "-lineinfo"}
+    defines = {
+        "FASTSEG_CUDA": "ON" if check.gpu else "AUTO",
+        "CMAKE_CUDA_FLAGS": "-lineinfo",
+        **check.defines,
+    }
     if check.gpu:
         defines["CMAKE_CUDA_ARCHITECTURES"] = f"{check.facts['architecture']}-real"
     notes, code = [], None
@@ -38,20 +43,19 @@ def build(check, limit: float) -> Result:
     if code != 0:
         reason = build_by_cmake(check, python, defines, end)
         if reason:
-            return Result(FAILED, "; ".join([*notes, reason]))
+            return Result(FAILED, "; ".join([*notes, reason]), fatal=True)
     done = subprocess.run([python, "-c", VERIFY], capture_output=True, text=True, cwd=check.work, check=False)
     (check.out / "build_info.json").write_text(done.stdout)
     if done.returncode != 0:
-        return Result(
-            FAILED, "; ".join([*notes, f"cannot be imported: {done.stderr.strip().splitlines()[-1]}"])
-        )
+        reason = f"cannot be imported: {done.stderr.strip().splitlines()[-1]}"
+        return Result(FAILED, "; ".join([*notes, reason]), fatal=True)
     info = json.loads(done.stdout.splitlines()[-1])
     if not Path(info["file"]).is_relative_to(check.work):
-        return Result(FAILED, f"another fastseg is in the way: {info['file']}")
-    lacking = [op for op, devices in info["ops"].items() if "cuda" not in devices]
-    if lacking and check.gpu:
-        return Result(FAILED, "; ".join([*notes, f"no CUDA kernel for {', '.join(lacking)}"]))
+        return Result(FAILED, f"another fastseg is in the way: {info['file']}", fatal=True)
     check.python = python
+    lacking = [op for op, devices in info["ops"].items() if "cuda" not in devices]
+    if lacking and check.gpu:  # the others may still be tested
+        return Result(FAILED, "; ".join([*notes, f"no CUDA kernel for {', '.join(lacking)}"]))
     kernels = (
         f"CUDA {info['cuda']} for {info['cuda_architectures']}"
         if info["cuda"]
@@ -109,12 +113,10 @@ def build_by_cmake(check, python: str, defines: dict[str, str], end: float) -> s
                 re.M,
             )
             return f"cmake failed, see build_cmake.txt: {''.join(errors[0]) if errors else 'no message'}"
-    shutil.copytree(
-        ROOT / "python" / "fastseg",
-        target / "fastseg",
-        dirs_exist_ok=True,
-        ignore=shutil.ignore_patterns("*.so"),
-    )
+    for place, source in re.findall(r'^"(fastseg.*)" = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.M):
+        shutil.copytree(
+            ROOT / source, target / place, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.so")
+        )
     metadata = target / f"fastseg-{version}.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: fastseg\nVersion: {version}\n")

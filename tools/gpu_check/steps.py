@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The steps of gpu_check.py but for the build: what each runs, and what it makes of the outcome."""
+"""The steps of gpu-check but for the build: what each runs, and what it makes of the outcome."""
 
 import json
 import os
@@ -9,14 +9,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from gpu_report import FAILED, NOT_RUN, PASSED, Result, read_junit, read_sanitizer
 from table import RESULTS, ROOT, append_rows, read_rows, render
 
-ENOUGH_FOR_HUGE = {"tests": 24, "benchmarks": 100}  # GiB
+from .report import FAILED, NOT_RUN, PASSED, Result, read_junit, read_sanitizer
+
+ENOUGH_FOR_HUGE = {"tests": 24, "benchmarks": 70}  # GiB
 PROBE = """
 import importlib.metadata, json, platform, sys
 found = {"python": platform.python_version()}
@@ -55,6 +58,8 @@ PACKAGES = (
     ),
     *("tensorboard", "tifffile", "typer"),
 )
+# Apart from the user's, so that a step finds what an earlier one compiled, and nothing older.
+CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 TOOLS = ("nvidia-smi", "nvcc", "compute-sanitizer", "cmake", "ninja", "g++")
 
 
@@ -67,21 +72,27 @@ class Check:
     commit: str
     facts: dict
     python: str = sys.executable
+    broken: str | None = None  # the step without which nothing can be run
+    defines: dict[str, str] = field(default_factory=dict)  # of CMake, for the build
 
     @property
     def gpu(self) -> bool:
         return bool(self.facts.get("gpu"))
 
-    def run(self, command: list[str], log: str, limit: float, **environment: str) -> int | None:
-        """The exit code, or None if it was stopped at `limit` seconds: interrupted first, so that it can report."""
+    def environment(self, **changes: str) -> dict[str, str]:
         paths = [str(Path(self.python).parent), str(Path(sys.executable).parent), os.environ.get("PATH", "")]
-        environment = {**os.environ, "PATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", **environment}
+        caches = {name: str(self.work / name.lower()) for name in CACHES}
+        return {**os.environ, "PATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", **caches, **changes}
+
+    def run(self, command: list[str], log: str, limit: float, **changes: str) -> int | None:
+        """The exit code, or None if it was stopped at `limit` seconds: interrupted a little earlier, to report."""
+        environment = self.environment(**changes)
         with (self.out / log).open("a") as file:
             print("$", *command, file=file, flush=True)
             process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
             )
-            for patience, stop in ((limit, signal.SIGINT), (10, signal.SIGKILL)):
+            for patience, stop in ((max(1, limit - 10), signal.SIGINT), (10, signal.SIGKILL)):
                 try:
                     code = process.wait(patience)
                     return code if stop == signal.SIGINT else None
@@ -110,9 +121,8 @@ def versions(check: Check, limit: float) -> Result:
     everything = {"commit": check.commit, "machine": machine, "found": check.facts, "tools": tools}
     (check.out / "versions.json").write_text(json.dumps(everything, indent=2) + "\n")
     if probe.returncode != 0:
-        return Result(
-            FAILED, f"{sys.executable} cannot import torch: {probe.stderr.strip().splitlines()[-1]}"
-        )
+        reason = f"{sys.executable} cannot import torch: {probe.stderr.strip().splitlines()[-1]}"
+        return Result(FAILED, reason, fatal=True)
     lacking = {
         "packages that are not installed": [name for name in PACKAGES if check.facts[name] is None],
         "tools that are not on the PATH": [tool for tool in TOOLS if tools[tool] is None],
@@ -129,28 +139,24 @@ def _output(command: list[str], limit: float) -> str:
         return f"did not answer: {error}"
 
 
+def cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
 def run_pytest(
-    check: Check, name: str, limit: float, *arguments: str, on_gpu: bool, parallel: bool = True
+    check: Check, name: str, limit: float, *arguments: str, on_gpu: bool, workers: int = 0
 ) -> Result:
     if check.facts.get("pytest") is None:
         return Result(NOT_RUN, "pytest is not installed")
     environment = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # the tests ask for deterministic algorithms
-    workers = min(8, (os.cpu_count() or 1) // 2)
-    if parallel and check.facts.get("pytest-xdist") and workers >= 4:
-        arguments = (*arguments, "-n", str(workers))
-        environment |= {"OMP_NUM_THREADS": "2", "TORCHINDUCTOR_COMPILE_THREADS": "2"}
+    if check.facts.get("pytest-xdist"):
+        several = workers if workers > 1 else 0
+        arguments = (*arguments, "-n", str(several), *(["--dist", "worksteal"] if several else []))
+        if several:
+            environment |= {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     report = check.out / f"{name}.xml"
-    command = [
-        check.python,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "--skip-missing",
-        f"--junitxml={report}",
-        *arguments,
-    ]
-    code = check.run(command, f"{name}.txt", limit, **environment)
+    command = [check.python, "-m", "pytest", "-p", "no:cacheprovider", "--skip-missing"]
+    code = check.run([*command, f"--junitxml={report}", *arguments], f"{name}.txt", limit, **environment)
     if code == 5:
         return Result(NOT_RUN, "there is no such test")
     result = read_junit(report, on_gpu)
@@ -163,21 +169,24 @@ def run_pytest(
     return result
 
 
-def op_tests(check: Check, limit: float) -> Result:
-    return run_pytest(check, "tests_ops", limit, "tests/ops", on_gpu=check.gpu)
+def gpu_tests(check: Check, limit: float) -> Result:
+    """Several processes share the GPU; a few cores are left to the sanitizers and compilers beside them."""
+    only = ("-k", "cuda") if check.gpu else ()
+    workers = max(1, cores() - 2 - compilers())
+    return run_pytest(check, "tests_ops", limit, "tests/ops", *only, on_gpu=check.gpu, workers=workers)
 
 
 def huge_tests(check: Check, limit: float) -> Result:
     if (reason := _no_gpu(check)) or (reason := _too_small(check, "tests")):
         return Result(NOT_RUN, reason)
-    arguments = ("tests/ops", "--slow", "-mslow", "-kcuda")
-    return run_pytest(check, "tests_huge", limit, *arguments, on_gpu=True, parallel=False)
+    return run_pytest(check, "tests_huge", limit, "tests/ops", "--slow", "-mslow", "-kcuda", on_gpu=True)
 
 
 def other_tests(check: Check, limit: float) -> Result:
+    """Those that need no GPU, and so are known from `make test`; what only this machine's packages can tell."""
     if not check.gpu:
         return Result(NOT_RUN, "no GPU: make test runs these")
-    return run_pytest(check, "tests_rest", limit, "tests", "--ignore=tests/ops", on_gpu=False)
+    return run_pytest(check, "tests_rest", limit, "tests", "-k", "not cuda", on_gpu=False, workers=cores())
 
 
 def sanitizer(tool: str) -> Callable[[Check, float], Result]:
@@ -188,15 +197,8 @@ def sanitizer(tool: str) -> Callable[[Check, float], Result]:
             return Result(NOT_RUN, "compute-sanitizer is not on the PATH")
         command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "99"]
         command += ["--report-api-errors", "no"] if tool == "memcheck" else []
-        command += [
-            check.python,
-            "-m",
-            "tests.ops.small_cases",
-            "--device",
-            "cuda",
-            "--seconds",
-            f"{limit - 20:.0f}",
-        ]
+        command += [check.python, "-m", "tests.ops.small_cases", "--device", "cuda"]
+        command += ["--seconds", f"{limit - 20:.0f}"]
         # Every tensor its own cudaMalloc: then a step beyond one is a step out of bounds.
         code = check.run(command, f"{tool}.txt", limit, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
         return read_sanitizer(check.read(f"{tool}.txt"), code)
@@ -204,35 +206,84 @@ def sanitizer(tool: str) -> Callable[[Check, float], Result]:
     return run
 
 
-def benchmarks(check: Check, limit: float) -> Result:
-    folder, missing = check.out / "benchmarks", []
-    command = [check.python, "benchmarks/run.py", "--results", str(folder), "--commit", check.commit]
-    command += ["--seconds", f"{0.7 * limit:.0f}"]
+def compilers() -> int:
+    return max(1, cores() // 4)
+
+
+def compiled(check: Check, limit: float) -> Result:
+    """Several processes compile what the benchmarks will compare with, into the caches on disk."""
+    command = [
+        check.python,
+        "benchmarks/run.py",
+        *_of_device(check),
+        "--telling",
+        "--seconds",
+        f"{limit - 20:.0f}",
+    ]
+    with ThreadPoolExecutor(compilers()) as pool:
+        codes = pool.map(
+            lambda number: check.run(
+                [*command, "--compile", f"{number}/{compilers()}"],
+                f"compiled_{number}.txt",
+                limit,
+                TORCHINDUCTOR_COMPILE_THREADS="1",
+                OMP_NUM_THREADS="1",
+            ),
+            range(compilers()),
+        )
+        failed = [f"compiled_{number}.txt" for number, code in enumerate(codes) if code != 0]
+    text = "".join(check.read(f"compiled_{number}.txt") for number in range(compilers()))
+    done = re.findall(r"^# .* compiled in [\d.]+ s$", text, re.M)
+    missing = re.findall(r"^# (.*(?:did not compile|not begun).*)$", text, re.M)
+    note = f"{len(done)} by {compilers()} processes"
+    return (
+        Result(FAILED, f"{note}; see {', '.join(failed)}", missing)
+        if failed
+        else Result(PASSED, note, missing)
+    )
+
+
+def host_time(check: Check, limit: float) -> Result:
+    file = check.out / "host_time.json"
+    device = "cuda" if check.gpu else "cpu"
+    command = [check.python, "benchmarks/bench_overhead.py", "--device", device, "--json", str(file)]
+    code = check.run(command, "host_time.txt", limit, OMP_NUM_THREADS="1")
+    if code != 0 or not file.exists():
+        return Result(FAILED, f"exit code {code}, see host_time.txt" if code is not None else "out of time")
+    return Result(PASSED, f"{len(json.loads(file.read_text()))} calls")
+
+
+def _of_device(check: Check) -> list[str]:
     if check.gpu:
-        command += ["--device", "cuda", "--rounds", "50"]
+        return ["--device", "cuda", *([] if _too_small(check, "benchmarks") else ["--huge"])]
+    return ["--device", "cpu", "--case", "3D float32 codes"]
+
+
+def benchmarks(check: Check, limit: float) -> Result:
+    """First the cases that tell most, then as many of the others as there is time for."""
+    begin, folder, missing = time.monotonic(), check.out / "benchmarks", []
+    command = [check.python, "benchmarks/run.py", "--results", str(folder), "--commit", check.commit]
+    command += _of_device(check)
+    if check.gpu:
+        command += ["--rounds", "30"]
         if reason := _too_small(check, "benchmarks"):
             missing.append(f"the cases of more than 2**31 elements: {reason}")
-        else:
-            command.append("--huge")
     else:
         missing.append("all but one case and two contestants, which show that the script runs: no GPU")
-        command += [
-            "--device",
-            "cpu",
-            "--rounds",
-            "3",
-            "--no-memory",
-            "--contestant",
-            "eager",
-            "--case",
-            "3D float32",
-        ]
-    if check.facts.get("matplotlib"):
-        command += ["--png", str(folder / "table.png")]
-    code = check.run(command, "benchmarks.txt", limit)
-    missing += re.findall(
-        r"^# (.*(?:did not run|is not installed|not begun).*)", check.read("benchmarks.txt"), re.M
-    )
+        command += ["--rounds", "3", "--no-memory", "--contestant", "eager"]
+    stopped = []
+    for kind in ("--telling", *(["--others"] if check.gpu else [])):
+        left = limit - (time.monotonic() - begin)
+        if left < 20:
+            missing.append("the other cases: no time left")
+            break
+        code = check.run([*command, kind, "--seconds", f"{0.8 * left:.0f}"], "benchmarks.txt", left)
+        if code != 0:
+            stopped.append(
+                "stopped at its limit" if code is None else f"exit code {code}, see benchmarks.txt"
+            )
+    said = check.read("benchmarks.txt")
+    missing += re.findall(r"^# (.*(?:did not run|is not installed|not begun).*)", said, re.M)
     files = sorted(folder.glob("*.csv"))
     rows = [row for file in files for row in read_rows(file)]
     if rows:
@@ -241,14 +292,8 @@ def benchmarks(check: Check, limit: float) -> Result:
     if rows and check.gpu:
         append_rows(RESULTS / files[0].name, rows)
     cases = len({(row["op"], row["case"]) for row in rows})
-    if code != 0:
-        reason = (
-            f"stopped at its limit of {limit:.0f} s"
-            if code is None
-            else f"exit code {code}, see benchmarks.txt"
-        )
-        return Result(FAILED, f"{reason}; {cases} cases measured", missing)
-    return Result(PASSED, f"{cases} cases measured", missing)
+    note = "; ".join([*dict.fromkeys(stopped), f"{cases} cases measured"])
+    return Result(FAILED if stopped or not rows else PASSED, note, missing)
 
 
 def _no_gpu(check: Check) -> str | None:

@@ -13,60 +13,98 @@ import platform
 import shutil
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
-from gpu_build import build
-from gpu_report import FAILED, NOT_RUN, Result, summarize
-from gpu_steps import Check, benchmarks, huge_tests, op_tests, other_tests, sanitizer, versions
 from table import ROOT, commit
+
+from .build import build
+from .report import FAILED, NOT_RUN, Result, summarize
+from .steps import (
+    Check,
+    benchmarks,
+    compiled,
+    gpu_tests,
+    host_time,
+    huge_tests,
+    other_tests,
+    sanitizer,
+    versions,
+)
 
 TOOLKIT = ("bin", "compute-sanitizer")  # where a CUDA toolkit has its programs
 BUDGET = 520  # seconds; 20 more may pass until the last step has ended
 
-# What a step may take at most, and what the steps before must leave it, in seconds.
+
+@dataclass
+class Step:
+    """What a step may take at most, and what the steps before must leave it, in seconds. Steps of one turn run side by
+    side: nothing in turn 2 is timed, and in turns 3 and 4 nothing else runs, neither on the GPU nor on the CPU."""
+
+    run: Callable[[Check, float], Result]
+    turn: int
+    most: float
+    reserved: float
+
+
 STEPS = {
-    "versions": (versions, 120, 0),
-    "build": (build, 150, 0),
-    "tests of the ops": (op_tests, 140, 60),
-    "tests of more than 2**31 elements": (huge_tests, 60, 20),
-    "memcheck": (sanitizer("memcheck"), 110, 50),
-    "racecheck": (sanitizer("racecheck"), 110, 50),
-    "benchmarks": (benchmarks, 200, 100),
-    "all other tests": (other_tests, 300, 60),
+    "versions": Step(versions, 0, 60, 0),
+    "build": Step(build, 1, 150, 60),
+    "tests of the ops": Step(gpu_tests, 2, 210, 120),
+    "tests of more than 2**31 elements": Step(huge_tests, 2, 150, 120),
+    "memcheck": Step(sanitizer("memcheck"), 2, 210, 120),
+    "racecheck": Step(sanitizer("racecheck"), 2, 210, 120),
+    "torch.compile of the contestants": Step(compiled, 2, 210, 120),
+    "host time": Step(host_time, 3, 40, 15),
+    "benchmarks": Step(benchmarks, 4, 200, 120),
+    "all other tests": Step(other_tests, 5, 300, 30),
 }
 
 
 def allowance(name: str, elapsed: float, budget: float, steps: list[str]) -> float:
-    """Seconds that a step may take: its most, or what is left when the steps after it have theirs."""
-    later = sum(STEPS[step][2] for step in steps[steps.index(name) + 1 :])
-    return min(STEPS[name][1], budget - elapsed - later)
+    """Seconds that a step may take: its most, or what is left when the turns after it have theirs."""
+    later: dict[int, float] = {}
+    for step in (STEPS[step] for step in steps if STEPS[step].turn > STEPS[name].turn):
+        later[step.turn] = max(later.get(step.turn, 0), step.reserved)
+    return min(STEPS[name].most, budget - elapsed - sum(later.values()))
 
 
 def run_steps(check: Check, steps: list[str], budget: float) -> dict[str, Result]:
     begin, results = time.monotonic(), {}
-    for name in steps:
+
+    def run(name: str) -> Result:
         start, limit = time.monotonic(), allowance(name, time.monotonic() - begin, budget, steps)
-        broken = next(
-            (s for s in ("versions", "build") if s in results and results[s].status == FAILED), None
-        )
-        if broken:
-            result = Result(NOT_RUN, f"{broken} failed")
+        if check.broken:
+            result = Result(NOT_RUN, f"{check.broken} failed")
         elif limit < 5:
             result = Result(NOT_RUN, "the steps before it left no time")
         else:
             try:
-                result = STEPS[name][0](check, limit)
+                result = STEPS[name].run(check, limit)
             except Exception as error:  # a later step may still tell something
                 result = Result(FAILED, f"{type(error).__name__}: {error}")
         result.seconds = time.monotonic() - start
-        results[name] = result
         print(f"{name}: {result.status} in {result.seconds:.0f} s: {result.note}", flush=True)
+        return result
+
+    for _, turn in groupby(steps, key=lambda name: STEPS[name].turn):
+        names = list(turn)
+        with ThreadPoolExecutor(len(names)) as pool:
+            for name, result in zip(names, pool.map(run, names), strict=True):
+                results[name] = result
+                results |= {f"{name}: {part}": found for part, found in result.parts.items()}
+        check.broken = check.broken or next((name for name in names if results[name].fatal), None)
     return results
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tools.gpu_check",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--out", type=Path, default=ROOT / "build/gpu_check/results", help="folder (%(default)s)"
