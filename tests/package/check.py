@@ -128,6 +128,8 @@ class Check:
         told = f"{self.use(environment)}; {self.test(environment, TESTS)}"
         if "triton" in environment.pip("list"):
             told += f"; Triton's kernels, by its interpreter: {self.test(environment, TRITON_TESTS)}"
+        environment.pip("install", "--quiet", "--force-reinstall", "--no-deps", self.sdist)
+        told += f"; built beside it: {self.use(environment)}; {self.test(environment, TESTS)}"
         if not self.options.keep:
             shutil.rmtree(environment.folder)
         return told
