@@ -3,6 +3,7 @@
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
+import measure
 from harness import Case, Op, run_case
+from measure import FASTEST_CLOCK, HEAD_START, WARM_UP, time_in_turns
 from run import OPS
 from table import append_rows, device_file, latest, read_rows, render
 
@@ -66,6 +69,38 @@ def test_only_what_agrees_with_the_reference_is_timed(capsys):
     said = capsys.readouterr().out
     assert "absent is not installed (pip install absent)" in said
     assert "broken did not run: RuntimeError: no compiler" in said
+
+
+class Event:
+    """Of a GPU that does its work at once."""
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        self.at = time.perf_counter()
+
+    def elapsed_time(self, other):
+        return 1e3 * (other.at - self.at)
+
+
+def test_a_gpu_is_kept_busy_until_the_host_has_queued_a_step(monkeypatch):
+    busy = []
+    for name, stand_in in {"Event": Event, "_sleep": busy.append, "synchronize": lambda: None}.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(measure.torch, "empty", lambda size, dtype, device: torch.zeros(1))
+
+    def slow(values):
+        time.sleep(0.02)
+        return (values * values).sum()
+
+    functions = {"slow": slow, "quick": lambda values: (values * values).sum()}
+    times = time_in_turns(functions, (torch.ones(3, requires_grad=True),), 4, "cuda")
+    in_warm_up, timed = busy[: 2 * WARM_UP], busy[2 * WARM_UP :]
+    assert in_warm_up[0] == timed[1] == 1e-3 * FASTEST_CLOCK  # at least
+    assert all(cycles >= HEAD_START * 0.02 * FASTEST_CLOCK for cycles in timed[::2])
+    assert len(times["slow"]["both"].host) == len(times["slow"]["both"].device) == 4
+    assert min(times["slow"]["forward"].host) >= 0.02
 
 
 def test_ours_must_run():

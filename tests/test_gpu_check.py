@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import telling  # noqa: E402
+from table import append_rows, read_rows  # noqa: E402
 
 from tools.gpu_check import __main__ as gpu_check  # noqa: E402
 from tools.gpu_check import build, steps  # noqa: E402
@@ -307,6 +308,73 @@ def test_small_cases_bite(monkeypatch, capsys):
     assert "numbers: masked_bce, small case 0: off by" in said
     done, _, wanted = said.splitlines()[-1].split()[:3]  # it went on to the end
     assert done == wanted
+
+
+def a_gpu(folder: Path, gibibytes: int) -> steps.Check:
+    check = a_check(folder)
+    check.facts["gpu GiB"] = gibibytes
+    return check
+
+
+@pytest.mark.parametrize(("gibibytes", "huge"), [(80, True), (24, False)])
+def test_benchmarks_begin_with_what_tells_most(tmp_path, monkeypatch, gibibytes, huge):
+    commands = []
+
+    def run(check, command, log, limit, **environment):
+        commands.append(command)
+        found = [
+            row | {"date": "d", "commit": "abc", "device": "A GPU"}
+            for row in rows("a", "b f c", "fused", 1, 2)
+        ]
+        append_rows(tmp_path / "benchmarks/a_gpu.csv", found)
+        (tmp_path / log).write_text("# 3 of 9 cases were not begun within 9 s\n")
+        return 0
+
+    monkeypatch.setattr(steps.Check, "run", run)
+    monkeypatch.setattr(steps, "RESULTS", tmp_path / "kept")
+    monkeypatch.setattr(steps, "render", lambda found: "table")
+    result = steps.benchmarks(a_gpu(tmp_path, gibibytes), 200)
+    assert result.status == PASSED
+    assert "3 of 9 cases were not begun within 9 s" in result.missing
+    assert ["--telling" in command for command in commands] == [True, False]
+    assert all(("--huge" in command) == huge for command in commands)
+    assert len(read_rows(tmp_path / "kept/a_gpu.csv")) == 6
+    commands.clear()
+    assert "the other cases: no time left" in steps.benchmarks(a_gpu(tmp_path, gibibytes), 15).missing
+
+
+def test_contestants_are_compiled_by_several_processes(tmp_path, monkeypatch):
+    def run(check, command, log, limit, **environment):
+        number = command[command.index("--compile") + 1].removesuffix("/4")
+        text = f"# op, case {number}: compiled in 2.0 s\n"
+        text += "# op, other: compile did not compile: RuntimeError: no\n" if number == "3" else ""
+        (tmp_path / log).write_text(text)
+        return None if number == "1" else 0
+
+    monkeypatch.setattr(steps.Check, "run", run)
+    monkeypatch.setattr(steps, "cores", lambda: 16)
+    result = steps.compiled(a_gpu(tmp_path, 80), 100)
+    assert (result.status, result.note) == (FAILED, "4 by 4 processes; see compiled_1.txt")
+    assert result.missing == ["op, other: compile did not compile: RuntimeError: no"]
+
+
+def test_the_tests_of_the_ops_on_a_gpu_are_those_with_cuda_and_leave_cores_to_their_neighbours(
+    tmp_path, monkeypatch
+):
+    commands = []
+
+    def run(check, command, log, limit, **environment):
+        commands.append(command)
+        junit(tmp_path, CUDA).rename(tmp_path / "tests_ops.xml")
+        return 0
+
+    check = a_gpu(tmp_path, 80)
+    check.facts["pytest-xdist"] = "3"
+    monkeypatch.setattr(steps.Check, "run", run)
+    monkeypatch.setattr(steps, "cores", lambda: 16)
+    assert steps.gpu_tests(check, 100).status == PASSED
+    assert "-k cuda" in " ".join(map(str, commands[0]))
+    assert "-n 10 --dist worksteal" in " ".join(map(str, commands[0]))
 
 
 def rows(op, case, contestant, forward, backward, **more):

@@ -58,7 +58,7 @@ PACKAGES = (
     ),
     *("tensorboard", "tifffile", "typer"),
 )
-# Apart from the user's, so that a step finds what an earlier one compiled, and nothing older.
+# Apart from the user's: a step finds there what an earlier one compiled.
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 TOOLS = ("nvidia-smi", "nvcc", "compute-sanitizer", "cmake", "ninja", "g++")
 
