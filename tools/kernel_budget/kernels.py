@@ -8,6 +8,7 @@ is included.
 """
 
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,8 +22,15 @@ def compile_cuda(source: str, architecture: str, folder: Path) -> Path:
     """A .cu file of kernels/cuda/ as a cubin."""
     cubin = folder / f"{Path(source).stem}.{architecture}.cubin"
     if not cubin.exists():
-        command = ["nvcc", *FLAGS, f"-arch={architecture}", "-cubin", str(ROOT / "kernels/cuda" / source)]
-        subprocess.run([*command, "-o", str(cubin)], check=True, capture_output=True, text=True)
+        header = folder / "tuning.h"
+        subprocess.run([sys.executable, ROOT / "kernels/tuning/cuda.py", header], check=True)
+        command = ["nvcc", *FLAGS, f"-I{folder}", f"-arch={architecture}", "-cubin"]
+        subprocess.run(
+            [*command, str(ROOT / "kernels/cuda" / source), "-o", str(cubin)],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
     return cubin
 
 
