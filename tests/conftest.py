@@ -13,6 +13,8 @@ from unittest.mock import MagicMock
 
 import pytest
 
+pytest_plugins = ["tests.time_limits"]
+
 # With --skip-missing, what needs an absent package of the extra `train` is skipped and says so, for machines
 # where nothing can be installed. Everywhere else an absent package is a failure.
 SKIP_MISSING = "--skip-missing" in sys.argv
