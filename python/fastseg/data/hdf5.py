@@ -40,6 +40,13 @@ class Hdf5Source(Source):
         except Exception as error:  # libhdf5's errors come as half a dozen types
             raise InputError(f"{self.name} cannot be opened as HDF5: {reason(error)}") from error
 
+    def after_fork(self) -> None:
+        from h5py._objects import phil
+
+        # h5py's own lock, which it renews itself: with another one, a thread that has this and opens the file and a
+        # thread that reads in a callback of h5py's would wait for each other.
+        self._lock = phil
+
     def _describe(self, file: Any, dataset: str | None) -> None:
         if dataset is None:
             dataset = self._only_dataset(file)

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from fastseg.data.buffers import Batch, Buffer, BufferRing
 from fastseg.data.cache import ChunkCache
 from fastseg.data.intensity import Intensity
 from fastseg.data.patches import PatchSampler
+from fastseg.data.readers import Readers
 from fastseg.data.volumes import Box
 from fastseg.errors import InputError
 
@@ -107,33 +107,28 @@ class PatchLoader(PatchSource):
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         """The batches of steps first .. last - 1."""
         pending: deque[tuple[int, Buffer, list[Future[int]]]] = deque()
-        stop = threading.Event()
-        with ThreadPoolExecutor(self.threads, thread_name_prefix="fastseg-read") as pool:
-            try:
-                ahead = iter(range(first, last))
-                for _ in range(first, last):
-                    while len(pending) <= self.threads and (step := next(ahead, None)) is not None:
-                        buffer = self.ring.take()
-                        tasks = enumerate(self.places)
-                        futures = [pool.submit(self._fill, buffer, i, step, p, stop) for i, p in tasks]
-                        pending.append((step, buffer, futures))
-                    step, buffer, futures = pending.popleft()
-                    begin = time.perf_counter()
-                    which = [future.result() for future in futures]
-                    self.waited += time.perf_counter() - begin
-                    yield Batch(**buffer.lend(self.ring), **self.facts(which, step), buffer=buffer)
-                    del buffer
-            finally:
-                stop.set()  # what is queued comes to nothing
+        with Readers(self.threads) as readers:
+            ahead = iter(range(first, last))
+            for _ in range(first, last):
+                while len(pending) <= self.threads and (step := next(ahead, None)) is not None:
+                    buffer = self.ring.take()
+                    futures = [
+                        readers.submit(self._fill, buffer, i, step, p) for i, p in enumerate(self.places)
+                    ]
+                    pending.append((step, buffer, futures))
+                step, buffer, futures = pending.popleft()
+                begin = time.perf_counter()
+                which = [future.result() for future in futures]
+                self.waited += time.perf_counter() - begin
+                yield Batch(**buffer.lend(self.ring), **self.facts(which, step), buffer=buffer)
+                del buffer
 
     def load(self, step: int) -> Batch:
         """The batch of one step."""
         return next(self.batches(step, step + 1))
 
-    def _fill(self, buffer: Buffer, i: int, step: int, place: int, stop: threading.Event) -> int:
+    def _fill(self, buffer: Buffer, i: int, step: int, place: int) -> int:
         which, low, high = self.box(step, place)
-        if stop.is_set():
-            return which
         raw, target, codes = (buffer.arrays[name][i] for name in ("raw", "target", "codes"))
         read_mirrored(self.volumes[which], low, high, raw, target, codes)
         return which

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastseg.data.readers import Readers
 from fastseg.data.volumes import Box, Volume, require_finite
 from fastseg.predict.blend import Blend
 from fastseg.predict.grid import Block, Column, Grid, Tiling, round_up
@@ -44,7 +44,7 @@ def predict_blocks(
     grid = Grid(volume.shape, tiling, CHUNK)
     blend = Blend(grid, classes, torch.device(device))
     wanted = grid.blocks() if blocks is None else list(blocks)
-    with ThreadPoolExecutor(1, thread_name_prefix="fastseg-read") as reader:
+    with Readers(1) as reader:
         for run in _runs(wanted):
             blend.begin(run)
             yield from _predict_run(volume, network, grid, run, blend, reader)
@@ -63,7 +63,7 @@ def _runs(blocks: Sequence[Block]) -> Iterator[list[Block]]:
 
 
 def _predict_run(
-    volume: Volume, network: Network, grid: Grid, run: list[Block], blend: Blend, reader: ThreadPoolExecutor
+    volume: Volume, network: Network, grid: Grid, run: list[Block], blend: Blend, reader: Readers
 ) -> Iterator[tuple[Box, Box, Tensor]]:
     column, tiling = grid.columns[run[0].column], grid.tiling
     window, batch, per_layer = tiling.window, tiling.batch, column.windows_per_layer
@@ -92,7 +92,7 @@ def _predict_run(
 
 
 def _read_layers(
-    volume: Volume, column: Column, window: Box, first: int, last: int, reader: ThreadPoolExecutor
+    volume: Volume, column: Column, window: Box, first: int, last: int, reader: Readers
 ) -> Iterator[tuple[Box, np.ndarray]]:
     """(low, raw) of the layers first .. last - 1, read one ahead; planes that layers share are read once."""
     layers, rows, places = column.starts
