@@ -20,8 +20,10 @@ CPP := $(shell git ls-files '*.cpp' '*.cu' '*.cuh' '*.h' 2>/dev/null)
 demo: $(VENV)/.built
 	$(BIN)/fastseg demo fastseg_demo --overwrite
 
+# In a process for each core, each on one thread; in this process alone where its output is asked for.
+PARALLEL := $(if $(filter -s --capture=no,$(ARGS)),,OMP_NUM_THREADS=1)
 test: $(VENV)/.built
-	$(BIN)/python -m pytest $(if $(DATA),--data=$(DATA)) $(ARGS)
+	$(PARALLEL) $(BIN)/python -m pytest $(if $(PARALLEL),-n auto --dist worksteal) $(if $(DATA),--data=$(DATA)) $(ARGS)
 
 lint: $(VENV)/.built
 	$(BIN)/ruff check .

@@ -66,16 +66,22 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="run tests that take minutes or gigabytes")
+    parser.addoption("--long", action="store_true", help="run tests that take long, as .ci/run does")
+    parser.addoption(
+        "--slow", action="store_true", help="run tests that take minutes or gigabytes, and long ones"
+    )
     parser.addoption("--skip-missing", action="store_true", help="skip what needs a package that is absent")
     parser.addoption("--data", type=Path, help="folder of the sample data sets, such as em_lucchi/train.h5")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--slow"):
-        for item in items:
-            if item.get_closest_marker("slow"):
-                item.add_marker(pytest.mark.skip(reason="slow: needs --slow"))
+    left_out = (
+        [] if config.getoption("--slow") else ["slow"] if config.getoption("--long") else ["slow", "long"]
+    )
+    for item in items:
+        for mark in left_out:
+            if item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.skip(reason=f"{mark}: needs --{mark}"))
 
 
 @pytest.fixture

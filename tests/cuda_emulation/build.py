@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Compile .cu files for the CPU into a shared library, cached by content under build/cuda_emulation/."""
 
+import fcntl
 import hashlib
 import os
 import re
@@ -8,6 +9,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -67,7 +71,7 @@ def toolkit_include() -> Path | None:
 
 
 def build(*sources: Path, include: Path = ROOT / "kernels", plain_types: bool = False) -> Path:
-    """The library made of the sources, all of them instrumented; compiled only if anything changed."""
+    """The library made of the sources, all of them instrumented; compiled only if anything changed, by one process."""
     headers = None if plain_types else toolkit_include()
     types = [f"-I{HERE / 'plain'}"] if headers is None else ["-isystem", str(headers)]
     tuning = CACHE / "generated/tuning.h"
@@ -86,10 +90,9 @@ def build(*sources: Path, include: Path = ROOT / "kernels", plain_types: bool = 
     for path in sorted(set(used)):
         digest.update(path.read_bytes())
     library = CACHE / digest.hexdigest()[:24] / "kernels.so"
-    if library.exists():
-        return library
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=CACHE) as name:
+    with _one_process(library.parent), tempfile.TemporaryDirectory(dir=CACHE) as name:
+        if library.exists():
+            return library
         folder = Path(name)
         objects = [_compile_instrumented(s, folder / f"{i}.o", includes) for i, s in enumerate(sources)]
         objects += [_runtime_object(s) for s in ("scheduler.cpp", "memory.cpp", "report.cpp")]
@@ -97,10 +100,18 @@ def build(*sources: Path, include: Path = ROOT / "kernels", plain_types: bool = 
             objects.append(_define_shared(dynamic, folder))
         _run([CXX, "-shared", "-fsanitize=address,undefined", *objects, "-ldl", "-o", folder / "kernels.so"])
         (folder / "shared_variables.txt").write_text(_shared_layout(folder / "kernels.so", dynamic))
-        library.parent.mkdir(exist_ok=True)
         (folder / "shared_variables.txt").replace(library.with_name("shared_variables.txt"))
         (folder / "kernels.so").replace(library)
     return library
+
+
+@contextmanager
+def _one_process(folder: Path) -> Iterator[None]:
+    """Only one process, and one thread of it, is in here for a folder; the lock goes with its process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _compile_instrumented(source: Path, target: Path, includes: list[str]) -> Path:
@@ -130,7 +141,7 @@ def _runtime_object(name: str) -> Path:
     if not target.exists():
         headers = toolkit_include()
         types = f"-I{HERE / 'plain'}" if headers is None else f"-isystem{headers}"
-        scratch = target.with_name(f"{target.stem}.{os.getpid()}.o")
+        scratch = target.with_name(f"{target.stem}.{os.getpid()}.{threading.get_ident()}.o")
         _run([CXX, *FLAGS, "-O2", "-Wall", f"-I{HERE / 'include'}", types, "-c", HERE / name, "-o", scratch])
         scratch.replace(target)
     return target

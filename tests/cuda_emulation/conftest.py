@@ -10,6 +10,14 @@ from .ops import build_all
 HERE = Path(__file__).resolve().parent
 
 
+BUILD_LIMIT = 1800.0  # seconds: the first test of a machine with other things to do waits for its libraries
+
+
+def pytest_itemcollected(item):
+    if not item.get_closest_marker("timeout"):
+        item.add_marker(pytest.mark.timeout(BUILD_LIMIT))
+
+
 def pytest_collection_modifyitems(items):
     def wanted(item):
         options = item.callspec.params if hasattr(item, "callspec") else {}

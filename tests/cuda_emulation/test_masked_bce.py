@@ -50,6 +50,7 @@ def test_one_array_may_be_misaligned(libraries, array, reduction):
     torch.testing.assert_close(ours, run(case, "reference", reduction=reduction))
 
 
+@pytest.mark.long
 def test_runs_without_a_cuda_toolkit():
     library = builder.build(*(builder.ROOT / source for source in MaskedBCE.sources), plain_types=True)
     with Emulated(library) as emulated:
@@ -60,6 +61,7 @@ def test_runs_without_a_cuda_toolkit():
             torch.testing.assert_close(ours, run(case, "reference", reduction="none"))
 
 
+@pytest.mark.long
 def test_a_barrier_taken_out_is_noticed(tmp_path):
     shutil.copytree(builder.ROOT / "kernels", tmp_path / "kernels")
     broken = tmp_path / "kernels/cuda_utils.cuh"

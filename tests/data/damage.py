@@ -90,6 +90,10 @@ VARIANTS: dict[str, tuple[Case, bool]] = {  # with whether checksums guard the c
 }
 
 
+def variants_of(kind: str) -> list[str]:
+    return [name for name, (case, _) in VARIANTS.items() if case.kind == kind]
+
+
 def guarded(kind: str, file: Path) -> list[tuple[int, int]]:
     """The ranges of a file that a checksum guards, where chunks have one."""
     if kind == "hdf5":
@@ -175,4 +179,5 @@ if __name__ == "__main__":
     faulthandler.enable()
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (4 << 30), resource.RLIM_INFINITY))
-    print(*run(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
+    for variant in variants_of(sys.argv[2]):
+        print(variant, *run(Path(sys.argv[1]) / variant, variant, int(sys.argv[3]), int(sys.argv[4])))

@@ -22,8 +22,16 @@ from tests.data.test_outputs import ARRAY, BLOCKS, KINDS, SPEC, begin, stored, w
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("how", ["random", "steps", "ranks"])
-@pytest.mark.parametrize("kind", ["h5", "zarr", "sharded"])
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        (kind, how)
+        if (kind, how) in (("h5", "random"), ("zarr", "ranks"), ("h5", "steps"))
+        else pytest.param(kind, how, marks=pytest.mark.long)
+        for kind in ("h5", "zarr", "sharded")
+        for how in ("random", "steps", "ranks")
+    ],
+)
 def test_killed_writers_go_on_to_the_same_bytes(tmp_path: Path, kind: str, how: str) -> None:
     command = [sys.executable, "-m", "tests.data.crashes", str(tmp_path), kind, how]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)

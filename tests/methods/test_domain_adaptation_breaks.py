@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ def scene(tmp_path: Path) -> Path:
     return draw_domains(tmp_path)
 
 
+@pytest.mark.long
 def test_killed_in_each_phase_it_ends_as_if_it_had_not_been(scene: Path) -> None:
     folder = scene.parent
     whole, killed = folder / "whole", folder / "killed"
@@ -37,6 +39,7 @@ def test_killed_in_each_phase_it_ends_as_if_it_had_not_been(scene: Path) -> None
         )
         while not RunFolder(killed / reached).checkpoints():
             assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert fastseg("train", scene, *options, f"output={killed}", "--resume").returncode == 0
@@ -45,7 +48,7 @@ def test_killed_in_each_phase_it_ends_as_if_it_had_not_been(scene: Path) -> None
     assert (whole / "histograms.json").read_bytes() == (killed / "histograms.json").read_bytes()
 
 
-@pytest.mark.parametrize("strategy", ["pretrain", "ynet"])
+@pytest.mark.parametrize("strategy", [pytest.param("pretrain", marks=pytest.mark.long), "ynet"])
 def test_two_processes_have_the_losses_and_weights_of_one(scene: Path, strategy: str) -> None:
     """Without dropout, whose numbers each process draws for itself."""
     folder = scene.parent

@@ -185,6 +185,7 @@ def test_volumes_are_segmented_in_3d(tmp_path: Path) -> None:
     assert not Path(run.file("masks")).exists()
 
 
+@pytest.mark.long
 def test_two_processes_learn_what_one_does(trained: tuple[Path, RunFolder], tmp_path: Path) -> None:
     folder, whole = trained
     command = [

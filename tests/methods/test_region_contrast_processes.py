@@ -46,10 +46,10 @@ def step_gradients(rank: int, config: Config, count: int) -> tuple[float, list[t
     "options",
     [
         ("region_contrast.memory=32",),
-        ("region_contrast.negatives=image",),
-        ("region_contrast.semantic_weight=0",),
-        ("region_contrast.pretext=masked",),
-        ("region_contrast.pretext=images", "region_contrast.memory=8"),
+        pytest.param(("region_contrast.negatives=image",), marks=pytest.mark.long),
+        pytest.param(("region_contrast.semantic_weight=0",), marks=pytest.mark.long),
+        pytest.param(("region_contrast.pretext=masked",), marks=pytest.mark.long),
+        pytest.param(("region_contrast.pretext=images", "region_contrast.memory=8"), marks=pytest.mark.long),
     ],
 )
 def test_two_processes_are_one_with_the_joined_batch(
@@ -67,7 +67,9 @@ def test_two_processes_are_one_with_the_joined_batch(
         assert torch.allclose(remembered.sort(0).values, memory.sort(0).values, atol=1e-5)  # in another order
 
 
-@pytest.mark.parametrize("pretext", PRETEXTS)
+@pytest.mark.parametrize(
+    "pretext", [PRETEXTS[0], *(pytest.param(p, marks=pytest.mark.long) for p in PRETEXTS[1:])]
+)
 def test_a_run_of_two_processes_has_the_losses_and_the_picture_of_one(scene: Path, pretext: str) -> None:
     options = [
         f"region_contrast.pretext={pretext}",

@@ -178,7 +178,7 @@ def _soon(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> No
     deadline = time.monotonic() + 120
     while not condition() and time.monotonic() < deadline:
         assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.001)
+        time.sleep(0.005)
 
 
 def test_killed_in_each_phase_it_ends_as_if_it_had_not_been(config: Path) -> None:

@@ -45,7 +45,7 @@ def gradients(rank: int, config: Config, count: int) -> tuple[dict[str, float], 
     return row, found
 
 
-@pytest.mark.parametrize("options", [(), ("style.identity=false",)])
+@pytest.mark.parametrize("options", [(), pytest.param(("style.identity=false",), marks=pytest.mark.long)])
 def test_two_processes_are_one_with_the_joined_batch(
     scene: Path, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
@@ -66,6 +66,7 @@ def run_of(rank: int, config: Config) -> None:
     train(config, ranks=Ranks(rank, 2), quiet=True)
 
 
+@pytest.mark.long
 def test_a_run_of_two_processes_has_the_losses_and_facts_of_one(scene: Path, tmp_path: Path) -> None:
     one = train(config_of(scene), ranks=Ranks(), quiet=True)
     in_processes(run_of, 2, tmp_path, config_of(scene, f"output={scene / 'two'}"))

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The ops whose CUDA kernels run under the emulation: one line each in OPS, one adapter each beside this file."""
 
+import os
 from collections.abc import Container
+from concurrent.futures import ThreadPoolExecutor
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -24,7 +26,9 @@ EVERY_ARRAY = _Every()
 
 
 def build_all() -> dict[type, Emulated]:
-    return {op: Emulated(build(*(ROOT / source for source in op.sources))) for op in OPS}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        libraries = pool.map(lambda op: build(*(ROOT / source for source in op.sources)), OPS)
+        return {op: Emulated(library) for op, library in zip(OPS, libraries, strict=True)}
 
 
 class EmulatedOps(TorchDispatchMode):
