@@ -23,31 +23,31 @@ from tests.data.scenes import make_loader, make_sampler, make_scene
 
 def batches(folder: Path) -> Iterator[object]:
     scene = make_scene(folder)
-    return make_loader(scene, make_sampler(scene), threads=2).batches(0, 9)
+    return make_loader(scene, make_sampler(scene), threads=1).batches(0, 9)
 
 
 def blocks(folder: Path) -> Iterator[object]:
-    np.save(folder / "v.npy", np.zeros((64, 16, 16), "f4"))
-    tiling = Tiling((8, 16, 16), (4, 0, 0), block_voxels=1, batch=1)
+    np.save(folder / "v.npy", np.zeros((512, 64, 64), "f4"))
+    tiling = Tiling((64, 64, 64), overlap=0, batch=1, block_voxels=1)
     return predict_blocks(open_volume(folder / "v.npy"), lambda raw: raw, tiling, classes=1, device="cpu")
 
 
 @pytest.mark.parametrize(
-    ("generator", "reads"),
-    [(batches, "fastseg.data.loader.read_mirrored"), (blocks, "fastseg.predict.stream._read_padded")],
+    ("generator", "reads", "needed"),  # so many reads for the first that is yielded
+    [(batches, "fastseg.data.loader.read_mirrored", 1), (blocks, "fastseg.predict.stream._read_padded", 2)],
 )
 def test_a_generator_that_the_collector_closes_waits_for_no_reader(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generator: object, reads: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generator: object, reads: str, needed: int
 ) -> None:
-    lock, held, first, got = threading.Lock(), threading.Event(), [], []
+    lock, held, begun, got = threading.Lock(), threading.Event(), [], []
 
     def read(volume: object, low: object, high: object, *_: object) -> object:
-        if first:
-            held.wait(60)
+        begun.append(1)
+        if len(begun) > needed:
+            held.wait(20)
             got.append(lock.acquire(timeout=10))
             if got[-1]:
                 lock.release()
-        first.append(1)
         return np.zeros((1, *np.subtract(high, low)), "f4")
 
     monkeypatch.setattr(reads, read)
