@@ -69,7 +69,7 @@ def clock(**of_warps):
 
 def test_the_fastest_of_what_is_right_is_written():
     trials = tried(toy(), clock(of_4=1.0, of_8=0.9, of_16=0.5), 10, 11)
-    assert table(trials) == {"toy": {"line": {"warps": 16}}}
+    assert table(trials, {}) == {"toy": {"line": {"warps": 16}}}
     assert trials["toy", "line"].refused == {3: "RuntimeError: out of shared memory"}
     assert "| toy | line | 1000.000, 1000.000 | 3 of 4 | {'warps': 16} | 0.50 |" in report(trials)
     assert "- toy line {'warps': 32}: RuntimeError: out of shared memory" in report(trials)
@@ -77,20 +77,26 @@ def test_the_fastest_of_what_is_right_is_written():
 
 def test_what_is_wrong_is_not_timed():
     trials = tried(toy(wrong=16), clock(of_4=1.0, of_8=0.9, of_16=0.5), 10)
-    assert table(trials) == {"toy": {"line": {"warps": 8}}}
+    assert table(trials, {}) == {"toy": {"line": {"warps": 8}}}
     assert "Disagreement" in trials["toy", "line"].refused[2]
     assert tried(toy(wrong=4), clock(of_4=1.0, of_8=0.9, of_16=0.5), 10)["toy", "line"].ratios == {}
 
 
 def test_what_is_hardly_faster_is_not_written():
-    assert table(tried(toy(), clock(of_4=1.0, of_8=0.99, of_16=1.2), 10)) == {}
+    assert table(tried(toy(), clock(of_4=1.0, of_8=0.99, of_16=1.2), 10), {}) == {}
 
 
 def test_a_candidate_must_do_in_all_cases():
     def timer(functions, inputs):
         return {n: (1.0, 0.9, 0.1 if len(inputs[0]) == 10 else 20.0)[n] for n in functions}
 
-    assert table(tried(toy(), timer, 10, 11)) == {"toy": {"line": {"warps": 8}}}
+    assert table(tried(toy(), timer, 10, 11), {}) == {"toy": {"line": {"warps": 8}}}
+
+
+def test_what_was_not_timed_now_stays_in_the_table():
+    before = {"other": {"case": {"warps": 2}}, "toy": {"line": {"warps": 8}, "plane": {"warps": 8}}}
+    trials = tried(toy(), clock(of_4=1.0, of_8=1.1, of_16=1.2), 10)  # the default is best now
+    assert table(trials, before) == {"other": {"case": {"warps": 2}}, "toy": {"plane": {"warps": 8}}}
 
 
 def test_time_is_kept_to_and_what_was_not_begun_is_told(capsys):

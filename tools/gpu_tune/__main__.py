@@ -11,6 +11,7 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -74,7 +75,8 @@ def tune(options: argparse.Namespace) -> None:
         return
     major, minor = torch.cuda.get_device_capability()
     file = options.out / f"sm_{major}{minor}.json"
-    file.write_text(json.dumps(table(trials), indent=2) + "\n")
+    before = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(table(trials, before), indent=2) + "\n")
     print(f"\nwrote {file}: {torch.cuda.get_device_name()}, torch {torch.__version__}")
 
 
@@ -112,8 +114,12 @@ def main() -> None:
         )
         for number in range(shares)
     ]
-    for process in compilers:
-        process.wait()
+    deadline = time.monotonic() + FOR_COMPILING
+    for process in compilers:  # what one does not get to is compiled when it is timed
+        try:
+            process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
     arguments += ["--seconds", str(options.seconds), "--out", str(options.out.resolve())]
     sys.exit(
         subprocess.run([check.python, *arguments], cwd=ROOT, env=check.environment(), check=False).returncode

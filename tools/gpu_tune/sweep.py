@@ -119,13 +119,16 @@ def _with(choices: Choices, key: Key, values: Values, function: Callable) -> Cal
     return tried
 
 
-def table(trials: dict[Key, Trial]) -> dict[str, dict[str, Values]]:
-    """What kernels/tuning/sm_<architecture>.json holds: what was measured to be better than the default."""
+def table(trials: dict[Key, Trial], before: dict[str, dict[str, Values]]) -> dict[str, dict[str, Values]]:
+    """What kernels/tuning/sm_<architecture>.json holds: what is better than the default. Of kernels and cases that were
+    not timed now, what it held `before`."""
+    timed = {key: trial for key, trial in trials.items() if trial.ratios}
+    kept = {(k, c): values for k, of_kernel in before.items() for c, values in of_kernel.items()}
+    kept = {key: values for key, values in kept.items() if key not in timed}
+    kept |= {key: trial.candidates[trial.best()[0]] for key, trial in timed.items() if trial.best()[0]}
     chosen: dict[str, dict[str, Values]] = {}
-    for (kernel, case), trial in sorted(trials.items()):
-        number, _ = trial.best()
-        if number:
-            chosen.setdefault(kernel, {})[case] = trial.candidates[number]
+    for (kernel, case), values in sorted(kept.items()):
+        chosen.setdefault(kernel, {})[case] = values
     return chosen
 
 
