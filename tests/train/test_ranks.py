@@ -105,9 +105,9 @@ def weights(state: dict) -> list[torch.Tensor]:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("input", "volume 7 is made of cheese"),
+        pytest.param("input", "volume 7 is made of cheese", marks=pytest.mark.long),
         ("stuck", "process 1 ended the run: volume 7 is made of cheese"),
-        ("bug", "KeyError: 'lost key'"),
+        pytest.param("bug", "KeyError: 'lost key'", marks=pytest.mark.long),
         ("killed", "its own output says why"),
     ],
 )
