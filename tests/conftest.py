@@ -29,6 +29,8 @@ OPTIONAL = (
         "matplotlib",
         "numcodecs",
         "pydantic",
+        "pytest_timeout",
+        "xdist",
     ),
     *("rich", "skimage", "tensorboard", "tensorstore", "tifffile", "typer", "yaml", "zarr"),
 )

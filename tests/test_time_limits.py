@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -45,6 +46,9 @@ LEFT_BEHIND = """
 
 def run(folder: Path, hang: str, *arguments: str) -> tuple[int, str]:
     """Exit code and output of a run of two tests, test_hang and one that passes."""
+    for plugin, module in (("timeout", "pytest_timeout"), ("xdist", "xdist")):
+        if plugin in arguments:
+            importlib.import_module(module)  # where it is absent, --skip-missing skips the test
     path = folder / "test_planted.py"
     path.write_text(f"def test_hang():{hang}\n\ndef test_next():\n    pass\n")
     command = [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), f"--rootdir={folder}"]
