@@ -164,10 +164,10 @@ std::tuple<Tensor, Tensor> masked_bce_cuda(const Tensor& logits, const Tensor& t
   const BceNormalize mode = normalize_of(normalize);
   Tensor loss = empty_on(logits, {}, loss_type(logits));
   Tensor stats = empty_on(logits, {kStatsSize}, ScalarType::Double);
-  Tensor partials = empty_on(logits, {kMaskedBceMaxBlocks, sizeof(MaskedBceSums) / 8}, ScalarType::Double);
-  check_launch("masked_bce", masked_bce_forward_cuda(
-                                 prepared.inputs, mode, static_cast<MaskedBceSums*>(partials.data_ptr()),
-                                 loss.data_ptr(), static_cast<double*>(stats.data_ptr()), stream_of(logits)));
+  Tensor scratch = empty_on(logits, {masked_bce_scratch_cuda(prepared.inputs) / 8}, ScalarType::Double);
+  check_launch("masked_bce",
+               masked_bce_forward_cuda(prepared.inputs, mode, scratch.data_ptr(), loss.data_ptr(),
+                                       static_cast<double*>(stats.data_ptr()), stream_of(logits)));
   return {loss, stats};
 }
 

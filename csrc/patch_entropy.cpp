@@ -208,6 +208,14 @@ Tensor patch_entropy_cuda(const Tensor& values, const OptionalTensor& mask, cons
   const PatchEntropyInputs& inputs = prepared.inputs;
   const bool is_double = prepared.real == ScalarType::Double;
   const cudaStream_t stream = stream_of(values);
+  if (patch_entropy_has_few_cells(inputs)) {
+    Tensor cells = empty_on(values, {inputs.planes() * inputs.cells()}, prepared.real);
+    Tensor means = empty_on(values, result_shape(prepared), prepared.real);
+    check_launch("patch_entropy", patch_entropy_cells_cuda(inputs, 1.0, cells.data_ptr(), stream));
+    check_launch("patch_entropy",
+                 patch_entropy_windows_cuda(inputs, cells.data_ptr(), means.data_ptr(), stream));
+    return means;
+  }
   std::vector<BoxPass> passes = passes_to_windows(inputs, true);
   if (!passes.empty()) passes.back().scale = window_scale(inputs);
   Tensor sums = empty_on(values, {inputs.planes() * inputs.cells()}, prepared.real);
@@ -232,16 +240,21 @@ Tensor patch_entropy_backward_cuda(const Tensor& grad, const Tensor& values, con
   const bool is_double = prepared.real == ScalarType::Double;
   const cudaStream_t stream = stream_of(values);
   const PatchEntropyUpstream upstream = upstream_of(prepared, grad, means);
-  const int64_t elements = (inputs.entropy_planes() + inputs.confidence_planes()) * inputs.windows();
-  Tensor sums = empty_on(values, {elements}, prepared.real);
-  check_launch("patch_entropy", patch_entropy_upstream_cuda(inputs, upstream, sums.data_ptr(), stream));
-  for (const auto& step : passes_to_cells(inputs)) {
-    Tensor target = empty_target(values, step.front(), prepared.real);
-    for (const BoxPass& pass : step) {
-      check_launch("patch_entropy",
-                   box_sum_cuda(pass, is_double, sums.data_ptr(), target.data_ptr(), stream));
+  const int64_t planes = inputs.entropy_planes() + inputs.confidence_planes();
+  const bool few = patch_entropy_has_few_cells(inputs);
+  Tensor sums = empty_on(values, {planes * (few ? inputs.cells() : inputs.windows())}, prepared.real);
+  if (few) {
+    check_launch("patch_entropy", patch_entropy_grad_cells_cuda(inputs, upstream, sums.data_ptr(), stream));
+  } else {
+    check_launch("patch_entropy", patch_entropy_upstream_cuda(inputs, upstream, sums.data_ptr(), stream));
+    for (const auto& step : passes_to_cells(inputs)) {
+      Tensor target = empty_target(values, step.front(), prepared.real);
+      for (const BoxPass& pass : step) {
+        check_launch("patch_entropy",
+                     box_sum_cuda(pass, is_double, sums.data_ptr(), target.data_ptr(), stream));
+      }
+      sums = target;
     }
-    sums = target;
   }
   Tensor grad_values = empty_on(values, shape_of(values), values.scalar_type());
   check_launch("patch_entropy",

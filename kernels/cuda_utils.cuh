@@ -127,10 +127,41 @@ __device__ __forceinline__ int64_t quotient(int64_t index, int64_t divisor) {
   return (index | divisor) >> 32 ? index / divisor : int64_t(uint32_t(index) / uint32_t(divisor));
 }
 
+// Division by a number that the host knows, by a product and a shift; see Granlund and Montgomery, PLDI 1994.
+struct Divisor {
+  uint64_t magic;
+  int shift;
+
+  static Divisor of(int64_t divisor) {
+    Divisor result{0, 0};
+    const uint64_t d = divisor < 1 ? 1 : uint64_t(divisor);
+    while (result.shift < 63 && (uint64_t(1) << result.shift) < d) ++result.shift;
+    const auto rest = (unsigned __int128)((uint64_t(1) << result.shift) - d) << 64;
+    result.magic = uint64_t(rest / d) + 1;
+    return result;
+  }
+  __device__ __forceinline__ int64_t quotient(int64_t index) const {  // of an index >= 0
+    return int64_t((__umul64hi(uint64_t(index), magic) + uint64_t(index)) >> shift);
+  }
+};
+
 template <class Real, class T, int kCount>
 __device__ __forceinline__ void read_lanes(const void* values, int64_t at, Real (&out)[kCount]) {
   const auto lanes = *reinterpret_cast<const Lanes<T, kCount>*>(static_cast<const T*>(values) + at);
   for (int i = 0; i < kCount; ++i) out[i] = to_real<Real>(lanes.value[i]);
+}
+
+// By an intrinsic: a plain store of a struct the compiler splits into stores of its elements.
+template <class T, int kCount>
+__device__ __forceinline__ void write_lanes(const Lanes<T, kCount>& lanes, T* values, int64_t at) {
+  if constexpr (sizeof(lanes) == 16) {
+    uint4 words;
+    memcpy(&words, &lanes, sizeof words);
+    __stwb(reinterpret_cast<uint4*>(values + at), words);
+  } else {
+    static_assert(kCount == 1);
+    values[at] = lanes.value[0];
+  }
 }
 
 template <int kCount>

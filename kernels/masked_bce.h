@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "contract.h"
+#include "elementary.h"
 
 namespace fastseg {
 
@@ -29,7 +30,7 @@ struct MaskedBceInputs {
   int64_t outer, channels, inner;
   double pseudo_weight;
 
-  int64_t numel() const { return outer * channels * inner; }
+  FASTSEG_HOST_DEVICE int64_t numel() const { return outer * channels * inner; }
 };
 
 // Sums over the voxels of each source: [0] labelled, [1] pseudo-labelled (without pseudo_weight).
@@ -37,6 +38,15 @@ struct MaskedBceSums {
   double loss[2];    // sum of weight * l
   double weight[2];  // sum of weight
   double count[2];   // voxels
+
+  FASTSEG_HOST_DEVICE MaskedBceSums& operator+=(const MaskedBceSums& other) {
+    for (int source = 0; source < 2; ++source) {
+      loss[source] += other.loss[source];
+      weight[source] += other.weight[source];
+      count[source] += other.count[source];
+    }
+    return *this;
+  }
 };
 
 // Where the statistics lie in their float64 array; two entries each, as in MaskedBceSums.
@@ -62,10 +72,11 @@ void masked_bce_backward_cpu(const MaskedBceInputs& inputs, const MaskedBceUpstr
                              int64_t end, void* grad_logits);
 
 #if defined(FASTSEG_WITH_CUDA) || defined(FASTSEG_CUDA_EMULATION)
-// CUDA. `partials` is scratch for kMaskedBceMaxBlocks sums; no call waits for the device.
-constexpr int kMaskedBceMaxBlocks = 4096;
-cudaError_t masked_bce_forward_cuda(const MaskedBceInputs& inputs, BceNormalize normalize,
-                                    MaskedBceSums* partials, void* loss, double* stats, cudaStream_t stream);
+// CUDA. `scratch` has the bytes that masked_bce_scratch_cuda says, aligned to 8; no call waits for the
+// device.
+int64_t masked_bce_scratch_cuda(const MaskedBceInputs& inputs);
+cudaError_t masked_bce_forward_cuda(const MaskedBceInputs& inputs, BceNormalize normalize, void* scratch,
+                                    void* loss, double* stats, cudaStream_t stream);
 cudaError_t masked_bce_map_cuda(const MaskedBceInputs& inputs, void* loss_map, cudaStream_t stream);
 cudaError_t masked_bce_backward_cuda(const MaskedBceInputs& inputs, const MaskedBceUpstream& upstream,
                                      void* grad_logits, cudaStream_t stream);

@@ -81,8 +81,22 @@ void patch_entropy_gradient_cpu(const PatchEntropyInputs& inputs, const void* gr
                                 int64_t row_end, void* grad_values);
 
 #if defined(FASTSEG_WITH_CUDA) || defined(FASTSEG_CUDA_EMULATION)
-// CUDA. The same steps as kernels over all units; no call waits for the device, every sum has a fixed order.
-// Cells are stored before any sum: (planes, cells d, cells h, cells w).
+// CUDA. No call waits for the device, every sum has a fixed order. Cells are stored before any sum: (planes,
+// cells d, cells h, cells w). Where windows are of few cells, two launches do: cells, then windows of them
+// with the division; backward the gradients of cells, with that of the division, then of voxels.
+constexpr int64_t kFewCells = 128;
+inline bool patch_entropy_has_few_cells(const PatchEntropyInputs& inputs) {
+  int64_t cells = 1;
+  for (const WindowAxis& axis : inputs.axis)
+    cells *= axis.per_window < kFewCells ? axis.per_window : kFewCells + 1;
+  return cells <= kFewCells;
+}
+cudaError_t patch_entropy_windows_cuda(const PatchEntropyInputs& inputs, const void* cells, void* means,
+                                       cudaStream_t stream);
+cudaError_t patch_entropy_grad_cells_cuda(const PatchEntropyInputs& inputs,
+                                          const PatchEntropyUpstream& upstream, void* grad_cells,
+                                          cudaStream_t stream);
+// Otherwise the same steps as on the CPU, as kernels over all units.
 cudaError_t patch_entropy_cells_cuda(const PatchEntropyInputs& inputs, double scale, void* cells,
                                      cudaStream_t stream);
 cudaError_t box_sum_cuda(const BoxPass& pass, bool is_double, const void* source, void* target,

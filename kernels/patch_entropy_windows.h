@@ -40,6 +40,14 @@ struct WindowAxis {
     const int32_t cell = period * per_stride + part;
     return within >= head + tail || cell >= cells ? -1 : cell;
   }
+  // The windows [*first, *last) that hold a cell, where cells are not split.
+  FASTSEG_HOST_DEVICE void windows_of(int32_t cell, int32_t* first, int32_t* last) const {
+    const int32_t period = cell / per_stride;
+    const bool is_head = head_parts > 0 && cell == period * per_stride;
+    const int32_t many = (stride >= patch ? 0 : patch / stride) + (is_head ? 1 : 0);
+    *first = period - many + 1 > 0 ? period - many + 1 : 0;
+    *last = period < windows ? period + 1 : windows;
+  }
 
  private:
   FASTSEG_HOST_DEVICE int32_t edge(int32_t part) const {

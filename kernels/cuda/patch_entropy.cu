@@ -11,10 +11,33 @@ namespace {
 
 constexpr int kCellThreads = 256;
 
+constexpr int kRowsAhead = 4;  // vectors that a thread has in flight
+
+// One vector of voxels: their entropies, confidences and counts are added to those of their positions.
+template <class T, bool kFromLogits, bool kMasked, int kWide>
+__device__ __forceinline__ void add_voxels(const Lanes<T, kWide>& values, const Lanes<uint8_t, kWide>& valid,
+                                           RealOf<T> (&sum)[kMasked ? 3 : 2][kWide]) {
+  using Real = RealOf<T>;
+#pragma unroll
+  for (int i = 0; i < kWide; ++i) {
+    const VoxelEntropy<Real> voxel =
+        binary_entropy<Real, kFromLogits, sizeof(T) == 2>(to_real<Real>(values.value[i]));
+    if constexpr (kMasked) {
+      const bool counts = valid.value[i] != 0;
+      sum[0][i] += counts ? voxel.entropy : Real(0);  // selected, not multiplied: 0 * NaN is NaN
+      sum[1][i] += counts ? voxel.confidence : Real(0);
+      sum[2][i] += counts ? Real(1) : Real(0);
+    } else {
+      sum[0][i] += voxel.entropy;
+      sum[1][i] += voxel.confidence;
+    }
+  }
+}
+
 // Of each unit the threads first add up the voxels at their positions, in registers, and then the positions
 // of each cell, in shared memory.
 template <class T, bool kFromLogits, bool kMasked, int kWide>
-__global__ void __launch_bounds__(kCellThreads, 3)
+__global__ void __launch_bounds__(kCellThreads, kMasked ? 2 : 3)
     cells_kernel(PatchEntropyInputs in, CellTiling tiling, double scale, RealOf<T>* cells) {
   using Real = RealOf<T>;
   constexpr int kQuantities = kMasked ? 3 : 2;
@@ -27,26 +50,46 @@ __global__ void __launch_bounds__(kCellThreads, 3)
       if (place.active) {
         const int64_t mask_group =
             kMasked && !in.mask_per_channel ? place.group / int32_t(in.channels) : place.group;
-        for (int32_t row = place.part; row < place.depth * place.height; row += tiling.parts) {
-          const int32_t down = row / place.height;
-          const int64_t y = place.y + (row - down * place.height);
-          const int64_t at = ((place.z + down) * int64_t(height) + y) * width + place.position;
-          Real values[kWide];
-          read_lanes<Real, T>(in.values, place.group * in.voxels() + at, values);
-          Lanes<uint8_t, kWide> valid;
-          if constexpr (kMasked) valid = read_bytes<kWide>(in.mask, mask_group * in.voxels() + at);
-          for (int i = 0; i < kWide; ++i) {
-            const VoxelEntropy<Real> voxel = binary_entropy<Real, kFromLogits>(values[i]);
-            if constexpr (kMasked) {
-              const bool counts = valid.value[i] != 0;
-              sum[0][i] += counts ? voxel.entropy : Real(0);  // selected, not multiplied: 0 * NaN is NaN
-              sum[1][i] += counts ? voxel.confidence : Real(0);
-              sum[2][i] += counts ? Real(1) : Real(0);
-            } else {
-              sum[0][i] += voxel.entropy;
-              sum[1][i] += voxel.confidence;
-            }
+        // Rows are `parts` apart: so many whole slices, and so many rows; one slice more when y runs over.
+        const int32_t slices = tiling.parts / place.height, lines = tiling.parts - slices * place.height;
+        const int64_t step = (int64_t(slices) * height + lines) * width;
+        const int64_t over = int64_t(height - place.height) * width;
+        const int32_t down = place.part / place.height;
+        int32_t y = place.part - down * place.height;
+        int64_t at = (int64_t(place.z + down) * height + place.y + y) * width + place.position;
+        const T* values = static_cast<const T*>(in.values) + place.group * in.voxels();
+        const uint8_t* mask = kMasked ? in.mask + mask_group * in.voxels() : nullptr;
+        const auto next = [&] {
+          at += step;
+          y += lines;
+          const bool runs_over = y >= place.height;
+          at += runs_over ? over : 0;
+          y -= runs_over ? place.height : 0;
+        };
+        const int32_t rows = (place.depth * place.height - place.part + tiling.parts - 1) / tiling.parts;
+        int32_t row = 0;
+#pragma unroll 1
+        for (; row + kRowsAhead <= rows; row += kRowsAhead) {
+          Lanes<T, kWide> ahead[kRowsAhead];
+          Lanes<uint8_t, kWide> valid[kRowsAhead];
+#pragma unroll
+          for (int i = 0; i < kRowsAhead; ++i) {
+            ahead[i] = *reinterpret_cast<const Lanes<T, kWide>*>(values + at);
+            if constexpr (kMasked) valid[i] = read_bytes<kWide>(mask, at);
+            next();
           }
+#pragma unroll
+          for (int i = 0; i < kRowsAhead; ++i) {
+            add_voxels<T, kFromLogits, kMasked, kWide>(ahead[i], valid[i], sum);
+          }
+        }
+#pragma unroll 1
+        for (; row < rows; ++row) {
+          Lanes<uint8_t, kWide> valid;
+          if constexpr (kMasked) valid = read_bytes<kWide>(mask, at);
+          add_voxels<T, kFromLogits, kMasked, kWide>(*reinterpret_cast<const Lanes<T, kWide>*>(values + at),
+                                                     valid, sum);
+          next();
         }
       }
       for (int quantity = 0; quantity < kQuantities; ++quantity) {

@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kThreads)
       const bool counts = inside && within < w.head + w.tail && cell < w.cells && valid.value[i] != 0;
       const Real entropy = counts ? of_entropy[cell] : Real(0);
       const Real confidence = counts ? of_confidence[cell] : Real(0);
-      const VoxelEntropy<Real> slope = binary_slopes<Real, kFromLogits>(values[i]);
+      const VoxelEntropy<Real> slope = binary_slopes<Real, kFromLogits, sizeof(T) == 2>(values[i]);
       const Real gradient = entropy * slope.entropy + confidence * slope.confidence;
       const bool none = entropy == Real(0) && confidence == Real(0);
       out.value[i] = from_real<T>(none ? Real(0) : gradient);  // also where the slope is NaN
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kThreads)
         ++period;
       }
     }
-    *reinterpret_cast<Lanes<T, kWide>*>(grad_values + at) = out;
+    write_lanes(out, grad_values, at);
   }
 }
 

@@ -62,16 +62,47 @@ def test_runs_without_a_cuda_toolkit():
 
 
 @pytest.mark.long
-def test_a_barrier_taken_out_is_noticed(tmp_path):
+@pytest.mark.parametrize(
+    ("file", "line", "report"),
+    [
+        (
+            "masked_bce.cu",
+            "__syncthreads();  // every warp's sums are in",
+            r"(race|uninitialised): .*of_warp",
+        ),
+        ("masked_bce.cu", "__syncthreads();  // the other half is in", r"(race|uninitialised): .*of_thread"),
+        ("last_block.cuh", "__threadfence();  // what this block wrote", "race: read of .* of scratch"),
+    ],
+)
+def test_a_barrier_taken_out_is_noticed(tmp_path, file, line, report):
     shutil.copytree(builder.ROOT / "kernels", tmp_path / "kernels")
-    broken = tmp_path / "kernels/cuda_utils.cuh"
+    broken = tmp_path / "kernels/cuda" / file
     text = broken.read_text()
-    assert "__syncthreads();" in text
-    broken.write_text(text.replace("__syncthreads();", "", 1))
+    assert text.count(line) == 1
+    broken.write_text(text.replace(line, "//"))
     shim = builder.ROOT / MaskedBCE.sources[1]
     library = builder.build(tmp_path / "kernels/cuda/masked_bce.cu", shim, include=tmp_path / "kernels")
-    case = make_case((2, 3, 5, 7), torch.float32, "uint8", "shared", None, False, "contiguous")
+    case = make_case((2, 3, 31, 91), torch.float32, "uint8", "shared", None, False, "contiguous")
     for seed in SEEDS:
-        noticed = pytest.raises(EmulationError, match=r"(race|uninitialised): .*of_warp")
+        noticed = pytest.raises(EmulationError, match=report)
         with Emulated(library) as emulated, EmulatedOps({MaskedBCE: emulated}, seed), noticed:
             run(case)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "at_zero", "per_unit"),  # relative error of a loss, as docs/ops/masked_bce.md has it
+    [(torch.float32, 4e-7, 0), (torch.bfloat16, 2e-6, 1.4e-7), (torch.float16, 2e-6, 1.4e-7)],
+)
+@pytest.mark.parametrize("target", [0, 1])
+def test_every_digit_of_one_voxel(libraries, dtype, at_zero, per_unit, target):
+    logits = torch.linspace(-86, 86, 41).to(dtype)
+    with EmulatedOps(libraries, 0):
+        for logit in logits:
+            case = {
+                "logits": logit.view(1, 1, 1),
+                "target": torch.full((1, 1, 1), target, dtype=torch.uint8),
+                "reduction": "sum",
+            }
+            ours = masked_weighted_bce(**case, impl="fused").double()
+            truth = masked_weighted_bce(**(case | {"logits": logit.double().view(1, 1, 1)}), impl="reference")
+            assert abs(ours - truth) <= (at_zero + per_unit * abs(logit.item())) * truth, logit

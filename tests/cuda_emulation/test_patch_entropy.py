@@ -96,3 +96,27 @@ def test_a_barrier_taken_out_is_noticed(tmp_path, name):
     with Emulated(library) as emulated, EmulatedOps({PatchEntropyOps: emulated}, 3):  # noqa: SIM117
         with pytest.raises(EmulationError, match=report):
             every_kernel()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "from_logits", "allowed"),  # relative error, as docs/ops/patch_entropy.md has it
+    [
+        (torch.float32, False, 5e-7),
+        (torch.float16, False, 2e-6),
+        (torch.bfloat16, False, 2e-6),
+        (torch.float32, True, 5e-7),
+        (torch.bfloat16, True, 2e-5),
+    ],
+)
+def test_every_digit_of_one_voxel(orders, dtype, from_logits, allowed):
+    if from_logits:
+        values = torch.linspace(-80, 80, 2001).to(dtype)
+    else:
+        small = torch.logspace(-37, -0.31, 1001)
+        values = torch.cat([small, 1 - small, torch.linspace(0.49, 0.51, 501)]).to(dtype)
+        values = values[(values > torch.finfo(dtype).tiny) & (values < 1)]
+    values = values.view(1, 1, -1)
+    with orders[0]:
+        ours = patch_entropy(values, 1, 1, from_logits=from_logits).entropy.double()
+    truth = patch_entropy(values.double(), 1, 1, from_logits=from_logits, impl="reference").entropy
+    assert ((ours - truth) / truth).abs().max() < allowed

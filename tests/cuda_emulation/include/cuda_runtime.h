@@ -127,12 +127,42 @@ inline unsigned long long __umul64hi(unsigned long long m, unsigned long long n)
   return static_cast<unsigned long long>((static_cast<unsigned __int128>(m) * n) >> 64);
 }
 
-// The fast forms are exact here: an emulated kernel is at least as accurate as the real one.
-inline float __expf(float v) { return std::exp(v); }
-inline float __logf(float v) { return std::log(v); }
-inline float __log2f(float v) { return std::log2(v); }
-inline float __powf(float v, float e) { return std::pow(v, e); }
-inline float __fdividef(float n, float d) { return n / d; }
+// A GPU's special functions are not exact: PTX bounds their error. Here the exact result is moved by a share
+// of that bound, which hangs on the argument alone; a kernel that relies on more digits, or on lg2(1) = 0,
+// fails.
+namespace cuda_emulation {
+inline constexpr double kBound = 1.0 / (1 << 22);
+
+// In [-1, 1]; often at the ends.
+inline double error_share(float argument) {
+  const uint32_t hash = (bit_cast<uint32_t>(argument) ^ 0x9e3779b9u) * 2654435769u;
+  const double share = double(hash >> 8) / (1 << 23) - 1.0;
+  return std::fmax(-1.0, std::fmin(1.0, 2.0 * share));
+}
+inline float flush(double value) {  // what is subnormal becomes 0
+  const float rounded = static_cast<float>(value);
+  return std::fabs(rounded) < std::numeric_limits<float>::min() ? std::copysign(0.0f, rounded) : rounded;
+}
+inline float ex2_approx(float x) {  // relative error 2^-22
+  return flush(std::exp2(double(flush(x))) * (1.0 + kBound * error_share(x)));
+}
+inline float lg2_approx(float x) {  // absolute error 2^-22 in (0.5, 2), relative elsewhere
+  const double exact = std::log2(double(flush(x)));
+  if (!std::isfinite(exact)) return static_cast<float>(exact);
+  return flush(exact + kBound * error_share(x) * std::fmax(1.0, std::fabs(exact)));
+}
+inline float rcp_approx(float x) {  // relative error 2^-23
+  return flush(1.0 / double(flush(x)) * (1.0 + kBound / 2 * error_share(x)));
+}
+}  // namespace cuda_emulation
+
+inline float __expf(float v) { return cuda_emulation::ex2_approx(v * 1.44269504f); }
+inline float __logf(float v) { return cuda_emulation::lg2_approx(v) * 0.693147181f; }
+inline float __log2f(float v) { return cuda_emulation::lg2_approx(v); }
+inline float __powf(float v, float e) {
+  return cuda_emulation::ex2_approx(e * cuda_emulation::lg2_approx(v));
+}
+inline float __fdividef(float n, float d) { return n * cuda_emulation::rcp_approx(d); }
 inline float __frcp_rn(float v) { return 1.0f / v; }
 inline float __fmaf_rn(float m, float n, float s) { return std::fma(m, n, s); }
 inline float __fadd_rn(float m, float n) { return m + n; }

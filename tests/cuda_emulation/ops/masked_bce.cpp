@@ -19,9 +19,13 @@ using namespace fastseg;
 
 extern "C" {
 
-int forward(INPUTS, int64_t normalize, void* partials, void* loss, double* stats) {
-  return masked_bce_forward_cuda(PACKED, BceNormalize(normalize), static_cast<MaskedBceSums*>(partials), loss,
-                                 stats, nullptr);
+int forward(INPUTS, int64_t normalize, void* scratch, void* loss, double* stats) {
+  return masked_bce_forward_cuda(PACKED, BceNormalize(normalize), scratch, loss, stats, nullptr);
+}
+
+int scratch_bytes(INPUTS, int64_t* bytes) {
+  *bytes = masked_bce_scratch_cuda(PACKED);
+  return 0;
 }
 
 int loss_map(INPUTS, void* out) { return masked_bce_map_cuda(PACKED, out, nullptr); }

@@ -8,7 +8,7 @@ import torch
 from ..emulator import Emulated, Input, Output
 
 _KINDS = {torch.float32: 1, torch.float64: 2, torch.bfloat16: 3, torch.float16: 4}  # ScalarKind; bytes are 0
-_MAX_BLOCKS = 4096
+_COUNTERS = 257
 
 
 def _loss_dtype(logits):
@@ -67,9 +67,14 @@ class MaskedBCE:
         _, inputs = _prepare(logits, target, mask, weight, pos_weight, pseudo_weight)
         loss = torch.full((), float("nan"), dtype=_loss_dtype(logits))
         stats = torch.full((8,), float("nan"), dtype=torch.float64)
-        partials = torch.full((_MAX_BLOCKS, 6), float("nan"), dtype=torch.float64)
-        results = {"partials": Output(partials), "loss": Output(loss), "stats": Output(stats)}
+        size = torch.zeros(1, dtype=torch.int64)
+        self._call("scratch_bytes", **inputs, size=Output(size))
+        scratch = torch.full((size.item() // 8,), float("nan"), dtype=torch.float64)
+        results = {"scratch": Output(scratch), "loss": Output(loss), "stats": Output(stats)}
         self._call("forward", **inputs, normalize=normalize, **results)
+        assert not scratch.view(torch.int32)[
+            :_COUNTERS
+        ].any()  # left as the next launch of the stream needs them
         return loss, stats
 
     def masked_bce_map(self, logits, target, mask, weight, pos_weight, pseudo_weight):

@@ -30,6 +30,19 @@ extern "C" {
 
 int cells(INPUTS, double scale, void* sums) { return patch_entropy_cells_cuda(PACKED, scale, sums, nullptr); }
 
+int has_few_cells(INPUTS, int64_t* few) {
+  *few = patch_entropy_has_few_cells(PACKED);
+  return 0;
+}
+
+int windows(INPUTS, const void* cells, void* means) {
+  return patch_entropy_windows_cuda(PACKED, cells, means, nullptr);
+}
+
+int grad_cells(INPUTS, const void* grad, const void* means, void* grad_cells) {
+  return patch_entropy_grad_cells_cuda(PACKED, {grad, means}, grad_cells, nullptr);
+}
+
 int divide(INPUTS, void* sums) { return patch_entropy_divide_cuda(PACKED, sums, nullptr); }
 
 int upstream(INPUTS, const void* grad, const void* means, void* grad_sums) {

@@ -29,6 +29,7 @@ class PatchEntropyOps:
         "kernels/cuda/patch_entropy_backward.cu",
         "kernels/cuda/patch_entropy_categorical.cu",
         "kernels/cuda/patch_entropy_crops.cu",
+        "kernels/cuda/patch_entropy_few_cells.cu",
         "kernels/cuda/patch_entropy_sampling.cu",
         "tests/cuda_emulation/ops/patch_entropy.cpp",
     )
@@ -48,6 +49,12 @@ class PatchEntropyOps:
         shape = [cells for _, _, cells, *_ in facts]
         passes = [i for i in (2, 1, 0) if facts[i][:2] != [1, 1]]
         sums = _nan((planes, *shape), real)
+        if self._has_few_cells(inputs):
+            self._call("cells", **inputs, scale=1.0, sums=Output(sums))
+            shape = [(size - patch) // step + 1 for size, patch, step in axes]
+            means = _nan((planes, *shape), real)
+            self._call("windows", **inputs, cells=Input(sums), means=Output(means))
+            return means.view(planes, *shape[3 - len(patch_size) :])
         self._call("cells", **inputs, scale=1.0 if passes else scale, sums=Output(sums))
         for number in passes:
             outer, inner = planes * math.prod(shape[:number]), math.prod(shape[number + 1 :])
@@ -71,8 +78,12 @@ class PatchEntropyOps:
         shape = [(size - patch) // step + 1 for size, patch, step in axes]
         sums = _nan((planes, *shape), real)
         means = None if means is None else Input(means.detach())
-        self._call("upstream", **inputs, grad=Input(grad.detach()), means=means, grad_sums=Output(sums))
-        for number, axis in enumerate(axes):
+        few = self._has_few_cells(inputs)
+        if few:
+            sums = _nan((planes, *(self._axis(*axis, _UNSPLIT)[2] for axis in axes)), real)
+        step = "grad_cells" if few else "upstream"
+        self._call(step, **inputs, grad=Input(grad.detach()), means=means, sums=Output(sums))
+        for number, axis in enumerate(() if few else axes):
             per_stride, per_window, cells, heads, tails = self._axis(*axis, _UNSPLIT)
             if per_stride == per_window == 1:
                 continue
@@ -195,6 +206,11 @@ class PatchEntropyOps:
             "longest_cell": longest,
         }
         return inputs, axes, torch.float64 if values.dtype == torch.float64 else torch.float32
+
+    def _has_few_cells(self, inputs):
+        few = torch.zeros(1, dtype=torch.int64)
+        self._call("has_few_cells", **inputs, few=Output(few))
+        return bool(few.item())
 
     def _axis(self, size, patch, stride, longest):
         facts = torch.zeros(5, dtype=torch.int64)

@@ -47,6 +47,12 @@ FASTSEG_EMULATE_ATOMIC(atomicOr, kAtomicInteger, old | value)
 FASTSEG_EMULATE_ATOMIC(atomicXor, kAtomicInteger, old ^ value)
 #undef FASTSEG_EMULATE_ATOMIC
 
+// Counts up to `limit` and then from 0 again.
+FASTSEG_EMULATION_INTERNAL inline unsigned atomicInc(unsigned* address, unsigned limit) {
+  return cuda_emulation::atomic_update(
+      address, [=](unsigned old) { return old >= limit ? 0u : old + 1u; }, __builtin_return_address(0));
+}
+
 template <class T, class = std::enable_if_t<cuda_emulation::kAtomicInteger<T>>>
 FASTSEG_EMULATION_INTERNAL T atomicCAS(T* address, cuda_emulation::same_t<T> expected,
                                        cuda_emulation::same_t<T> desired) {
