@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The ops region_contrast and region_contrast_backward on a GPU: shapes in, launches out. No call waits for the device.
+"""The ops region_contrast and region_contrast_backward on a GPU: shapes in, launches out. No call waits for it.
 
-Two launches forward; backward one without a bank and one per side with one. Everything that decides about a launch
-comes from shapes, dtypes and the model of GPU, never from values: a CUDA graph of a call stays right.
+Everything that decides about a launch comes from shapes, dtypes and the model of GPU, never from values: a CUDA graph
+of a call stays right. To change what is done with a pair, read region_contrast_pairs.py and `sum_tiles` of either pass.
 """
 
 import torch
@@ -11,12 +11,16 @@ from torch import Tensor
 import triton
 
 from .region_contrast_backward import contrast_gradient
-from .region_contrast_forward import PARTIALS, contrast_rows, measure_rows
+from .region_contrast_forward import PARTIALS, UPSTREAM, contrast_rows
+from .region_contrast_pairs import COLDEST
+from .region_contrast_prepare import Side, floats_of_side, measure_rows, sort_side, sorted_side
 from .region_contrast_tiles import describe_gpu, tiles
 
+_COSINE, _DOT = 0, 1  # of similarity
 _ALL, _MEAN, _NONE = 0, 0, 2  # of denominator and reduction
 _MOST_SHARES = 32  # partial sums per anchor at most: O(M) memory
 _MEASURE = {"BLOCK_M": 16, "BLOCK_D": 128}
+_FEW_PAIRS = 4096 * 4096  # up to here rows stay as they are
 
 
 def _describe(tensor: Tensor) -> tuple[int, int]:
@@ -33,33 +37,90 @@ def _lay_out(*tensors: Tensor | None) -> list[Tensor | None]:
     return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 
 
-def _measure(anchors, bank, anchor_ids, bank_ids, similarity, counters) -> Tensor:
-    """scale and offset of all rows in one array, the anchors' first; the counters are set to 0 by the same launch."""
-    M, D = anchors.shape
-    N = 0 if bank is None else bank.shape[0]
-    measured = anchors.new_empty(M + N, dtype=torch.float32)
-    blocks = [triton.cdiv(rows, _MEASURE["BLOCK_M"]) if similarity != 1 else 0 for rows in (M, N)]
-    programs = sum(blocks) + triton.cdiv(counters.numel(), _MEASURE["BLOCK_M"])
-    if programs:
-        measure_rows[(programs,)](
-            anchors,
-            anchor_ids,
-            anchors if bank is None else bank,
-            anchor_ids if bank is None else bank_ids,
-            measured,
-            measured,
-            counters,
-            M,
-            N,
-            D,
-            *blocks,
-            counters.numel(),
-            SIMILARITY=similarity,
-            **_MEASURE,
-            num_warps=4,
-            enable_fp_fusion=True,
+def _is_sorted(M: int, N: int) -> bool:
+    """Whether rows are sorted first: a sort and a copy, some ten launches, that save nearly all work on ids. Fewer
+    pairs than these take less time than the launches."""
+    return M * N > _FEW_PAIRS
+
+
+def kept_floats(M: int, N: int | None, D: int, dtype: torch.dtype) -> int:
+    """How many numbers the forward pass leaves for the backward pass, N being None without a bank."""
+    if M == 0:
+        return 0
+    upstream = triton.cdiv(UPSTREAM * M, 32) * 32
+    if not _is_sorted(M, M if N is None else N):
+        return upstream + M + (N or 0)
+    sides = [rows for rows in (M, N) if rows is not None]
+    return upstream + sum(floats_of_side(rows, D, dtype)[1] for rows in sides)
+
+
+def _fixed(
+    similarity: int, is_sorted: bool, temperature: Tensor | None, fixed_temperature: float
+) -> bool | None:
+    """Whether c = 1 / T bounds z and is not too large; None: that is for the device to say."""
+    if similarity != _COSINE or not is_sorted:
+        return False
+    return fixed_temperature >= COLDEST.value if temperature is None else None
+
+
+def _measured_sides(upstream_and_measured, anchors, bank) -> list[Side]:
+    rows, ids, groups = anchors
+    measured = upstream_and_measured[triton.cdiv(UPSTREAM * rows.shape[0], 32) * 32 :]
+    sides = [Side(rows, ids, groups, measured)]
+    sides.append(sides[0] if bank is None else Side(*bank, measured[rows.shape[0] :]))
+    return sides
+
+
+def _sides(kept, anchors, bank, is_sorted) -> list[Side]:
+    """Anchors and candidates as `_prepare` left them."""
+    if not is_sorted:
+        return _measured_sides(kept, anchors, bank)
+    at = triton.cdiv(UPSTREAM * anchors[0].shape[0], 32) * 32
+    sides = [sorted_side(kept[at:], anchors[0], anchors[2] is not None)]
+    at += floats_of_side(*anchors[0].shape, anchors[0].dtype)[1]
+    sides.append(sides[0] if bank is None else sorted_side(kept[at:], bank[0], bank[2] is not None))
+    return sides
+
+
+def _prepare(kept, anchors, bank, self_offset, similarity, is_sorted, counters) -> list[Side]:
+    """The same, made from the arguments. The counters are set to 0 by the same launches."""
+    if is_sorted:
+        at = triton.cdiv(UPSTREAM * anchors[0].shape[0], 32) * 32
+        compared = bank is not None and self_offset is not None
+        others = bank[1] if compared else None
+        sides = [sort_side(kept[at:], *anchors, others, self_offset or 0, counters, similarity)]
+        at += floats_of_side(*anchors[0].shape, anchors[0].dtype)[1]
+        others = anchors[1] if compared else None
+        sides.append(
+            sides[0]
+            if bank is None
+            else sort_side(kept[at:], *bank, others, -(self_offset or 0), counters[:0], similarity)
         )
-    return measured
+        return sides
+    sides = _measured_sides(kept, anchors, bank)
+    M, D = anchors[0].shape
+    N = 0 if bank is None else bank[0].shape[0]
+    blocks = [triton.cdiv(rows, _MEASURE["BLOCK_M"]) if similarity != _DOT else 0 for rows in (M, N)]
+    programs = sum(blocks) + triton.cdiv(counters.numel(), _MEASURE["BLOCK_M"])
+    measure_rows[(programs,)](
+        *anchors[:2],
+        *(anchors if bank is None else bank)[:2],
+        sides[0].measured,
+        counters,
+        M,
+        N,
+        D,
+        *blocks,
+        counters.numel(),
+        SIMILARITY=similarity,
+        **_MEASURE,
+        num_warps=4,
+    )
+    return sides
+
+
+def _arguments(side: Side) -> tuple:
+    return (side.rows, side.ids, side.groups, side.measured, side.names, side.stretches, side.stretch_count)
 
 
 def region_contrast(
@@ -78,37 +139,28 @@ def region_contrast(
     with_tilt,
 ):
     _check_dtype(anchors)
-    labels = _lay_out(anchor_ids, bank_ids, anchor_groups, bank_groups)
-    anchors, bank = _lay_out(anchors, bank)
-    anchor_ids, bank_ids, anchor_groups, bank_groups = labels
-    M, D = anchors.shape
-    to, to_ids = (anchors, anchor_ids) if bank is None else (bank, bank_ids)
-    N = to.shape[0]
-    processors, _ = gpu = _describe(anchors)
-    t = tiles(M, D, anchors.dtype, _tf32(anchors.dtype), gpu, backward=False)
+    anchors = _lay_out(anchors, anchor_ids, anchor_groups)
+    bank = None if bank is None else _lay_out(bank, bank_ids, bank_groups)
+    M, D = anchors[0].shape
+    N = M if bank is None else bank[0].shape[0]
+    dtype, is_sorted = anchors[0].dtype, _is_sorted(M, N)
+    processors, _ = gpu = _describe(anchors[0])
+    loss = anchors[0].new_empty((M,) if reduction == _NONE else (), dtype=torch.float32)
+    stats = loss.new_empty((6, M))
+    if M == 0:
+        return loss.zero_(), stats, loss.new_zeros(()), loss.new_empty(0)
+    t = tiles(M, D, dtype, _tf32(dtype), gpu, is_sorted, backward=False)
     blocks = triton.cdiv(M, t.block_m)
     # Two blocks run on a multiprocessor at a time; a share of fewer than four tiles is not worth adding up.
     shares = max(1, min(2 * processors // max(blocks, 1), triton.cdiv(N, 4 * t.block_n), _MOST_SHARES))
-    loss = anchors.new_empty((M,) if reduction == _NONE else (), dtype=torch.float32)
-    stats = loss.new_empty((6, M))
-    if M == 0:
-        return loss.zero_(), stats, loss.new_zeros(()), loss.new_zeros(N)
     rows_counted = loss.new_empty(())
-    counters = anchors.new_empty(1 + blocks, dtype=torch.int32)
+    counters = loss.new_empty(1 + blocks, dtype=torch.int32)
     scratch = loss.new_empty(2 * blocks + (PARTIALS * shares * M if shares > 1 else 0))
-    measured = _measure(anchors, bank, anchor_ids, bank_ids, similarity, counters)
-    of_bank = measured if bank is None else measured[M:]
+    kept = loss.new_empty(kept_floats(M, None if bank is None else N, D, dtype))
+    side, to = _prepare(kept, anchors, bank, self_offset, similarity, is_sorted, counters)
     contrast_rows[(blocks, shares)](
-        anchors,
-        anchor_ids,
-        anchor_groups,
-        to,
-        to_ids,
-        anchor_groups if bank is None else bank_groups,
-        measured,
-        measured,
-        of_bank,
-        of_bank,
+        *_arguments(side),
+        *_arguments(to),
         temperature,
         scratch[2 * blocks :],
         scratch,
@@ -116,10 +168,12 @@ def region_contrast(
         loss,
         stats,
         rows_counted,
+        kept,
         M,
         N,
         D,
-        0 if self_offset is None else self_offset,
+        side.stride,
+        self_offset or 0,
         fixed_temperature,
         SIMILARITY=similarity,
         ALL=denominator == _ALL,
@@ -130,17 +184,19 @@ def region_contrast(
         HAS_TEMPERATURE=temperature is not None,
         WITH_TILT=with_tilt,
         SHARES=shares,
+        SORTED=is_sorted,
+        FIXED=_fixed(similarity, is_sorted, temperature, fixed_temperature),
         PRECISION=t.precision,
         BLOCK_M=t.block_m,
         BLOCK_N=t.block_n,
         BLOCK_D=t.block_d,
         ONE_CHUNK=t.one_chunk,
-        EVEN_D=t.even_d,
+        EVEN_D=side.stride % t.block_d == 0,
         num_warps=t.warps,
         num_stages=t.stages,
         enable_fp_fusion=True,
     )
-    return loss, stats, rows_counted, measured
+    return loss, stats, rows_counted, kept
 
 
 def _check_dtype(anchors: Tensor) -> None:
@@ -151,45 +207,33 @@ def _check_dtype(anchors: Tensor) -> None:
 
 
 def _gradient(
-    rows, ids, groups, others, other_ids, other_groups, measured, other_measured, self_offset, shared
-):
-    """The gradient of `rows`; `shared` is what both sides' launches have in common."""
-    M, D = rows.shape
-    gradient = torch.empty_like(rows)
+    gradient, side: Side, others: Side, M, N, self_offset, is_sorted, pointers, numbers, options
+) -> None:
+    """Fills the gradient of `side`."""
+    D = gradient.shape[1]
     if M == 0:
-        return gradient
-    processors, _ = gpu = _describe(rows)
-    t = tiles(M, D, rows.dtype, _tf32(rows.dtype), gpu, backward=True)
+        return
+    processors, _ = gpu = _describe(gradient)
+    t = tiles(M, D, gradient.dtype, _tf32(gradient.dtype), gpu, is_sorted, backward=True)
     blocks, chunks = triton.cdiv(M, t.block_m), triton.cdiv(D, t.block_out)
     parts = max(1, min(2 * processors // blocks, chunks))
     chunks_out = triton.cdiv(chunks, parts)
-    sums = (
-        gradient
-        if chunks_out == 1 or rows.dtype == torch.float32
-        else rows.new_empty((M, D), dtype=torch.float32)
-    )
-    pointers, numbers, options = shared
+    apart = chunks_out > 1 and gradient.dtype != torch.float32
+    sums = gradient.new_empty((M, D), dtype=torch.float32) if apart else gradient
     contrast_gradient[(blocks, triton.cdiv(chunks, chunks_out))](
-        rows,
-        ids,
-        groups,
-        others,
-        other_ids,
-        other_groups,
-        measured,
-        measured,
-        other_measured,
-        other_measured,
+        *_arguments(side),
+        *_arguments(others),
         *pointers,
         sums,
         gradient,
         M,
-        others.shape[0],
+        N,
         D,
+        side.stride,
         self_offset,
         *numbers,
         **options,
-        HAS_GROUPS=groups is not None,
+        SORTED=is_sorted,
         PRECISION=t.precision,
         BLOCK_M=t.block_m,
         BLOCK_N=t.block_n,
@@ -197,12 +241,11 @@ def _gradient(
         BLOCK_OUT=t.block_out,
         ONE_CHUNK=t.one_chunk,
         CHUNKS_OUT=chunks_out,
-        EVEN_D=t.even_d,
+        EVEN_D=side.stride % t.block_d == 0 and side.stride % t.block_out == 0,
         num_warps=t.warps,
         num_stages=t.stages,
         enable_fp_fusion=True,
     )
-    return gradient
 
 
 def region_contrast_backward(
@@ -216,7 +259,7 @@ def region_contrast_backward(
     temperature,
     stats,
     rows_counted,
-    measured,
+    kept,
     fixed_temperature,
     self_offset,
     similarity,
@@ -226,45 +269,41 @@ def region_contrast_backward(
     need_bank,
 ):
     _check_dtype(anchors)
-    anchor_ids, bank_ids, anchor_groups, bank_groups = _lay_out(
-        anchor_ids, bank_ids, anchor_groups, bank_groups
-    )
-    anchors, bank, grad = _lay_out(anchors, bank, grad)
+    anchors = _lay_out(anchors, anchor_ids, anchor_groups)
+    bank = None if bank is None else _lay_out(bank, bank_ids, bank_groups)
+    (grad,) = _lay_out(grad)
+    M = anchors[0].shape[0]
+    N = M if bank is None else bank[0].shape[0]
+    is_sorted = _is_sorted(M, N)
     absent = stats.new_empty((0,))
     # The kernel of the anchors, else that of the bank, sums up the gradient of the temperature besides.
     need_anchors = need_anchors or (temperature is not None and not need_bank)
-    grad_temperature = stats.new_empty(()) if anchors.shape[0] else stats.new_zeros(())
+    grad_temperature = stats.new_empty(()) if M else stats.new_zeros(())
+    grad_anchors = torch.empty_like(anchors[0]) if need_anchors else absent
+    grad_bank = (torch.empty_like if M else torch.zeros_like)(bank[0]) if need_bank else absent
+    if M == 0:
+        return grad_anchors, grad_bank, grad_temperature
+    side, to = _sides(kept, anchors, bank, is_sorted)
     options = {
         "SIMILARITY": similarity,
-        "ALL": denominator == _ALL,
         "MEAN": reduction == _MEAN,
         "PER_ROW": reduction == _NONE,
+        "HAS_GROUPS": anchor_groups is not None,
         "HAS_SELF": bank is None or self_offset is not None,
         "HAS_TEMPERATURE": temperature is not None,
+        "FIXED": _fixed(similarity, is_sorted, temperature, fixed_temperature),
     }
-    pointers = (temperature, stats, rows_counted, grad, grad_temperature)
-    numbers = (fixed_temperature, anchors.shape[0])
-    offset = 0 if self_offset is None else self_offset
-    of_anchors, of_bank = measured[: anchors.shape[0]], measured[anchors.shape[0] :]
-    own = (anchors, anchor_ids, anchor_groups)
-    grad_anchors = grad_bank = absent
-    if bank is None:
-        directions = {"OF_ROWS": True, "OF_OTHERS": True, "SUM_TILT": temperature is not None}
-        if need_anchors:
-            shared = (pointers, numbers, options | directions)
-            grad_anchors = _gradient(*own, *own, of_anchors, of_anchors, 0, shared)
-    else:
-        others = (bank, bank_ids, bank_groups)
-        if need_anchors:
-            directions = {"OF_ROWS": True, "OF_OTHERS": False, "SUM_TILT": temperature is not None}
-            shared = (pointers, numbers, options | directions)
-            grad_anchors = _gradient(*own, *others, of_anchors, of_bank, offset, shared)
-        if need_bank:
-            directions = {
-                "OF_ROWS": False,
-                "OF_OTHERS": True,
-                "SUM_TILT": temperature is not None and not need_anchors,
-            }
-            shared = (pointers, numbers, options | directions)
-            grad_bank = _gradient(*others, *own, of_bank, of_anchors, -offset, shared)
+    common = (
+        is_sorted,
+        (temperature, stats, rows_counted, grad, grad_temperature, kept),
+        (fixed_temperature, M),
+    )
+    offset = self_offset or 0
+    tilt = temperature is not None
+    if need_anchors:
+        roles = {"OF_ROWS": True, "OF_OTHERS": bank is None, "SUM_TILT": tilt}
+        _gradient(grad_anchors, side, to, M, N, offset, *common, options | roles)
+    if need_bank:
+        roles = {"OF_ROWS": False, "OF_OTHERS": True, "SUM_TILT": tilt and not need_anchors}
+        _gradient(grad_bank, to, side, N, M, -offset, *common, options | roles)
     return grad_anchors, grad_bank, grad_temperature

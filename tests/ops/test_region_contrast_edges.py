@@ -200,6 +200,33 @@ def test_repeatable(device):
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("size", "bank", "groups", "offset", "temperature"),
+    [
+        (8, None, None, None, 0.5),
+        (8, None, 2, None, 0.02),  # colder than a fixed shift allows
+        (
+            17,
+            400,
+            None,
+            5,
+            0.5,
+        ),  # anchors whose own row in the bank has another id: not among the negatives either
+        (70, 300, 3, None, 0.5),
+        (300, None, None, None, 0.5),
+    ],
+)
+@devices
+def test_many_ids(device, size, bank, groups, offset, temperature):
+    """So many that sorted rows have whole tiles of negatives, and of groups that are none of theirs."""
+    case = make_case(400, size, bank=bank, classes=150, groups=groups, device=device)
+    options = {"self_offset": offset, "temperature": temperature, "similarity": "cosine"}
+    truth = run(region_contrast, exact(case), impl="reference", **options)
+    ours = run(region_contrast, case, impl="fused", **options)
+    for value, true in zip(ours, truth, strict=True):
+        torch.testing.assert_close(value.double(), true, rtol=1e-4, atol=1e-5 * true.abs().max().item())
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_fused_is_the_reference(data):

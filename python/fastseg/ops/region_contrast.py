@@ -85,15 +85,16 @@ def region_contrast(
             NotImplementedError, except with impl="reference".
 
     Numerics:
-        float32 sums (float64 for float64); on a GPU float32 products use TF32 where torch allows it
-        (torch.backends.cuda.matmul). The log-sum-exp is shifted by its largest term and the loss taken relative
+        float32 sums (float64 for float64); on a GPU float32 products use three TF32 products where torch allows
+        TF32 (torch.backends.cuda.matmul). The log-sum-exp is shifted by its largest term and the loss taken relative
         to the positives, so a single positive far above the negatives keeps all digits of its tiny loss and
         gradient. "neg_mse" expands the square: s is exact to a few roundings of the mean squares of the values;
         subtract a common offset first if that is large. Repeatable to the last bit on a given machine.
 
     Cost:
         2 M N D multiplications and additions forward and 6 backward (8 on a GPU); without a bank 1 and 3 (2
-        and 4 on a GPU). Memory: a tile per thread and O(M + N); a float32 copy of 16-bit input on the CPU.
+        and 4 on a GPU). Memory: a tile per thread and O(M + N); a float32 copy of 16-bit input on the CPU, a
+        sorted copy of the rows on a GPU beyond 4096 x 4096 pairs.
 
     Source:
         Khosla et al. 2020, "Supervised Contrastive Learning", equation 2, for "all"; Boserup & Selvan 2023,

@@ -18,9 +18,12 @@ def _real(anchors: Tensor) -> torch.dtype:
 def _(anchors, bank, anchor_ids, bank_ids, anchor_groups, bank_groups, temperature, *options):
     reduction, rows = options[4], anchors.shape[0]
     loss = anchors.new_empty((rows,) if reduction == _NONE else (), dtype=_real(anchors))
-    # The GPU keeps the lengths of all rows for its backward pass.
-    measured = rows + (0 if bank is None else bank.shape[0]) if anchors.device.type == "cuda" else 0
-    return loss, loss.new_empty((_STATS, rows)), loss.new_empty(()), loss.new_empty((measured,))
+    kept = 0
+    if anchors.device.type == "cuda":  # sorted rows and lengths, for the backward pass
+        from fastseg.triton.region_contrast import kept_floats
+
+        kept = kept_floats(rows, None if bank is None else bank.shape[0], anchors.shape[1], anchors.dtype)
+    return loss, loss.new_empty((_STATS, rows)), loss.new_empty(()), loss.new_empty((kept,))
 
 
 @torch.library.register_fake("fastseg::region_contrast_backward")
