@@ -93,14 +93,9 @@ FASTSEG_HOST_DEVICE double entropy_of_side(double m) {
   return other_term(m) - m * log2_positive(m);
 }
 
-// Of two numbers, or two NaN.
-template <class Real>
-FASTSEG_HOST_DEVICE Real smaller(Real x, Real y) {
-  return x < y ? x : y;
-}
 #if defined(__CUDA_ARCH__) || defined(FASTSEG_CUDA_EMULATION)
-FASTSEG_HOST_DEVICE float smaller(float x, float y) { return min_or_nan(x, y); }
 FASTSEG_HOST_DEVICE float clamp_unit(float p) { return min_or_nan(max_or_nan(p, 0.0f), 1.0f); }
+FASTSEG_HOST_DEVICE float smaller_side(float p) { return min_or_nan(clamp_unit(p), 1.0f - clamp_unit(p)); }
 #endif
 template <class Real>
 FASTSEG_HOST_DEVICE Real clamp_unit(Real p) {
@@ -149,8 +144,7 @@ FASTSEG_HOST_DEVICE VoxelEntropy<Real> binary_entropy(Real value) {
     const Real entropy = kLog2E<Real> * (m * magnitude + entropy_log1p<kQuick>(u));
     return {entropy, value < Real(0) ? m : Real(1) - m};
   } else {
-    const Real inside = clamp_unit(value);
-    return {entropy_of_side<kQuick>(smaller(inside, Real(1) - inside)), inside};
+    return {entropy_of_side<kQuick>(smaller_side(value)), clamp_unit(value)};
   }
 }
 
