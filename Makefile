@@ -79,7 +79,7 @@ $(VENV)/.created:
 
 $(VENV)/.depends: pyproject.toml | $(VENV)/.created
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install "$(TORCH)"
-	$(PIP) install 'scikit-build-core>=0.11' cmake ninja
+	$(PIP) install 'scikit-build-core>=0.11' 'pybind11>=2.13' cmake ninja
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.depends $(SOURCES)

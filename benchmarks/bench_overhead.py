@@ -1,93 +1,129 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the host spends on a forward and a backward of tiny inputs, beside what the least one can do in PyTorch costs.
+"""Host time of a call of every op on tiny inputs, through both doors, beside what torch itself costs.
 
-python benchmarks/bench_overhead.py --device cuda --json host_time.json
+    python benchmarks/bench_overhead.py [--device cuda] [--json FILE]
+
+Medians of rounds in which the contestants take turns, so that a busy machine meets all of them alike. The yardstick
+of an op is a torch.autograd.Function in Python that saves as many tensors and returns as many.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
 import statistics
 import time
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 
 import fastseg
+from fastseg.ops import doors
 
-WARM_UP, ROUNDS, CALLS = 30, 15, 20
-
-
-class Identity(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, values):
-        return values.sum()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad.expand(1, 1, 8, 8, 8)
+ROUNDS, CALLS = 40, 25
 
 
-@torch.library.custom_op("fastseg_overhead::total", mutates_args=())
-def total(values: torch.Tensor) -> torch.Tensor:
-    return values.sum()
+def plain_function(outputs: int) -> Callable[..., tuple[torch.Tensor, ...]]:
+    class Plain(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs):
+            ctx.save_for_backward(*inputs)
+            return tuple(torch.empty((), device=inputs[0].device) for _ in range(outputs))
+
+        @staticmethod
+        def backward(ctx, *grads):
+            first, *others = ctx.saved_tensors
+            return torch.empty_like(first), *(None for _ in others)
+
+    return Plain.apply
 
 
-@total.register_fake
-def _(values):
-    return values.new_empty(())
+@torch.library.custom_op("fastseg_bench::like", mutates_args=())
+def like(values: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(values)
 
 
-total.register_autograd(lambda ctx, grad: grad.expand(1, 1, 8, 8, 8), setup_context=lambda *_, **__: None)
+like.register_autograd(lambda ctx, grad: torch.empty_like(grad))
 
 
-def calls(device):
-    """(name, door, function without arguments that ends in one number)."""
-    values = torch.rand(1, 1, 8, 8, 8, device=device).requires_grad_()
-    target = torch.zeros(1, 1, 8, 8, 8, device=device)
-    labels = torch.zeros(1, 8, 8, 8, dtype=torch.int64, device=device)
-    assignment = torch.rand(1, 2, 8, 8, 8, device=device)
-    rows, ids = torch.rand(8, 16, device=device).requires_grad_(), torch.arange(8, device=device) // 2
-    yield "a.sum()", "torch", lambda: values.sum()
-    yield "autograd.Function", "Python", lambda: Identity.apply(values)
-    yield "an op with register_autograd", "torch.library", lambda: total(values)
-    yield (
-        "F.binary_cross_entropy_with_logits",
-        "torch",
-        lambda: F.binary_cross_entropy_with_logits(values, target),
-    )
-    yield "masked_weighted_bce", "public", lambda: fastseg.masked_weighted_bce(values, target)
-    yield "region_pool", "public", lambda: fastseg.region_pool(values, labels, 2).sum()
-    yield "soft_region_pool", "public", lambda: fastseg.soft_region_pool(values, assignment).mean.sum()
-    yield "patch_entropy", "public", lambda: fastseg.patch_entropy(values, 4, 4).entropy.sum()
-    yield "region_contrast", "public", lambda: fastseg.region_contrast(rows, anchor_ids=ids)
+def contestants(device: str) -> list[tuple[str, str, Callable[[], torch.Tensor], torch.Tensor]]:
+    """Name, door, what gives a tensor with a gradient, and in which tensor."""
+    generator = torch.Generator().manual_seed(0)
+
+    def values(*shape):
+        return torch.randn(shape, generator=generator).to(device).requires_grad_()
+
+    logits, features, parts, rows = values(1, 1, 8, 8), values(1, 4, 8, 8), values(1, 3, 8, 8), values(16, 8)
+    target, mask = (torch.rand(1, 1, 8, 8, device=device) > 0.5).byte(), torch.ones_like(logits).byte()
+    regions = torch.randint(0, 4, (1, 8, 8), device=device)
+    ids = torch.arange(16, device=device) // 4
+    corners = torch.zeros(1, 2, 2, dtype=torch.int64, device=device)
+    plain = {n: plain_function(n) for n in (1, 2, 3, 7)}
+    soft = target.float()
+    yardsticks: list[tuple[str, Callable[[], torch.Tensor], torch.Tensor]] = [
+        ("a.sum()", lambda: logits.sum(), logits),
+        ("F.binary_cross_entropy_with_logits", lambda: bce(logits, soft), logits),
+        ("torch.library op", lambda: like(logits), logits),
+        ("autograd.Function 1 in 1 out", lambda: plain[1](logits)[0], logits),
+        ("autograd.Function 2 in 1 out", lambda: plain[1](logits, target)[0], logits),
+        ("autograd.Function 3 in 2 out", lambda: plain[2](logits, target, mask)[0], logits),
+        ("autograd.Function 2 in 3 out", lambda: plain[3](features, parts)[0], features),
+    ]
+    ops: list[tuple[str, Callable[[], torch.Tensor], torch.Tensor]] = [
+        ("masked_weighted_bce", lambda: fastseg.masked_weighted_bce(logits, target, mask), logits),
+        ("region_pool", lambda: fastseg.region_pool(features, regions, 4), features),
+        ("region_stats", lambda: fastseg.region_stats(features, regions, 4).mean, features),
+        ("soft_region_pool", lambda: fastseg.soft_region_pool(features, parts).mean, features),
+        ("patch_entropy", lambda: fastseg.patch_entropy(logits, 4, 4, from_logits=True).entropy, logits),
+        ("extract_patches", lambda: fastseg.extract_patches(features, corners, 4), features),
+        ("region_contrast", lambda: fastseg.region_contrast(rows, anchor_ids=ids), rows),
+    ]
+    bce = torch.nn.functional.binary_cross_entropy_with_logits
+    found = [(name, "", call, leaf) for name, call, leaf in yardsticks]
+    return found + [(name, door, call, leaf) for name, call, leaf in ops for door in ("eager", "library")]
 
 
-def host_seconds(function, wait):
-    """Median over rounds of the time until CALLS steps are queued; the GPU is done with them before the next."""
-    found = []
-    for number in range(WARM_UP + ROUNDS):
-        wait()
-        begin = time.perf_counter()
-        for _ in range(CALLS if number >= WARM_UP else 1):
-            function().backward()
-        found.append((time.perf_counter() - begin) / CALLS)
-    return statistics.median(found[WARM_UP:])
+def measure(device: str) -> list[dict[str, object]]:
+    def wait():
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    found = contestants(device)
+    times: dict[tuple[int, str], list[float]] = {}
+    for round_ in range(ROUNDS + 3):
+        for number, (_, door, call, leaf) in enumerate(found):
+            with doors.force_library(door == "library"):
+                upstream = torch.ones_like(call())
+                for what in ("forward", "forward + backward"):
+                    wait()
+                    begin = time.perf_counter()
+                    for _ in range(CALLS):
+                        loss = call()
+                        if what != "forward":
+                            loss.backward(upstream)
+                            leaf.grad = None
+                    spent = time.perf_counter() - begin
+                    if round_ >= 3:  # the first ones warm up
+                        times.setdefault((number, what), []).append(spent / CALLS * 1e6)
+    return [
+        {"name": found[number][0], "door": found[number][1], "what": what, "us": statistics.median(spent)}
+        for (number, what), spent in times.items()
+    ]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, help="a file for the rows: name, door, what, us")
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--json", metavar="FILE", help="also write the rows there")
     options = parser.parse_args()
-    wait = torch.cuda.synchronize if options.device == "cuda" else lambda: None
-    rows = []
-    for name, door, function in calls(options.device):
-        microseconds = round(1e6 * host_seconds(function, wait), 1)
-        rows.append({"name": name, "door": door, "what": "forward + backward", "us": microseconds})
-        print(f"{name:40} {door:14} {microseconds:8.1f} us", flush=True)
+    torch.set_num_threads(1)
+    rows = measure(options.device)
+    print(f"{'':36}{'door':9}{'forward':>9}{'+ backward':>12}   us, medians of {ROUNDS} x {CALLS}")
+    for forward, both in zip(rows[::2], rows[1::2], strict=True):
+        print(f"{forward['name']:36}{forward['door']:9}{forward['us']:9.1f}{both['us']:12.1f}")
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        with open(options.json, "w") as file:
+            json.dump(rows, file, indent=1)
 
 
 if __name__ == "__main__":

@@ -1,87 +1,135 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What the glue of every op shares: checks that name the argument, layouts, allocation, the CUDA stream.
+// Checks that name the argument, what was expected and what came. A message is put together when a check
+// fails, not before, and without iostreams, which break where libstdc++ is linked statically.
 #pragma once
 
-#include <cstdint>
-#include <optional>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
-#include <vector>
 
 #include "contract.h"
-#include "stable.h"
-
-#if defined(FASTSEG_WITH_CUDA)
-#include <cuda_runtime_api.h>
-#endif
+#include "tensor.h"
 
 namespace fastseg {
 
-using torch::headeronly::MemoryFormat;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-using Shape = std::vector<int64_t>;
+struct TypeError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+using ValueError = std::invalid_argument;
 
-inline Shape shape_of(const Tensor& tensor) {
-  Shape shape;
-  for (int64_t axis = 0; axis < tensor.dim(); ++axis) shape.push_back(tensor.size(axis));
-  return shape;
-}
-
-// The parts of a message. No iostreams: where a toolchain links libstdc++ statically, their facets collide
-// with those of torch's own libstdc++, and printing a number crashes.
-inline void append(std::string& message, const char* text) { message += text; }
-inline void append(std::string& message, const std::string& text) { message += text; }
-inline void append(std::string& message, ScalarType type) { message += torch::headeronly::toString(type); }
-inline void append(std::string& message, const Shape& shape) {
-  message += '(';
-  for (size_t axis = 0; axis < shape.size(); ++axis) {
-    if (axis > 0) message += ", ";
-    message += std::to_string(shape[axis]);
+inline const char* name_of(ScalarType type) {
+  switch (type) {
+#define FASTSEG_NAME(kind, name) \
+  case ScalarType::kind:         \
+    return name;
+    FASTSEG_NAME(Byte, "uint8")
+    FASTSEG_NAME(Char, "int8")
+    FASTSEG_NAME(Short, "int16")
+    FASTSEG_NAME(Int, "int32")
+    FASTSEG_NAME(Long, "int64")
+    FASTSEG_NAME(UInt16, "uint16")
+    FASTSEG_NAME(UInt32, "uint32")
+    FASTSEG_NAME(UInt64, "uint64")
+    FASTSEG_NAME(Half, "float16")
+    FASTSEG_NAME(BFloat16, "bfloat16")
+    FASTSEG_NAME(Float, "float32")
+    FASTSEG_NAME(Double, "float64")
+    FASTSEG_NAME(ComplexHalf, "complex32")
+    FASTSEG_NAME(ComplexFloat, "complex64")
+    FASTSEG_NAME(ComplexDouble, "complex128")
+    FASTSEG_NAME(Bool, "bool")
+#undef FASTSEG_NAME
+    default:
+      return "another dtype";
   }
-  message += shape.size() == 1 ? ",)" : ")";
-}
-// A tensor is told by its shape.
-inline void append(std::string& message, const Tensor& tensor) { append(message, shape_of(tensor)); }
-template <class Number, class = std::enable_if_t<std::is_arithmetic_v<Number>>>
-void append(std::string& message, Number number) {
-  message += std::to_string(number);
 }
 
-// A wrong argument. The parts become a message only where the check fails: every call of every op comes
-// through here. Not STD_TORCH_CHECK, whose message opens with a path of the machine that built it.
-template <class... Parts>
+inline std::string to_text(const char* text) { return text; }
+inline std::string to_text(const std::string& text) { return text; }
+inline std::string to_text(ScalarType type) { return name_of(type); }
+inline std::string to_text(const Shape& shape) {
+  std::string text = "(";
+  for (size_t axis = 0; axis < shape.size(); ++axis) text += (axis ? ", " : "") + std::to_string(shape[axis]);
+  return text + (shape.size() == 1 ? ",)" : ")");
+}
+inline std::string to_text(const Tensor& tensor) { return to_text(tensor.shape()); }
+inline std::string to_text(Device device) {
+  return device.type == DeviceType::CPU ? "cpu" : "cuda:" + std::to_string(device.index);
+}
+template <class Number, std::enable_if_t<std::is_arithmetic_v<Number>, int> = 0>
+std::string to_text(Number number) {
+  std::string text = std::to_string(number);
+  if (std::is_floating_point_v<Number>) {  // 0.500000
+    text.erase(text.find_last_not_of('0') + 1);
+    if (text.back() == '.') text.pop_back();
+  }
+  return text;
+}
+
+template <class Error = ValueError, class... Parts>
 void check(bool condition, const Parts&... parts) {
-  if (condition) return;
-  std::string message;
-  (append(message, parts), ...);
-  throw std::runtime_error(message);
+  if (!condition) throw Error((to_text(parts) + ...));
 }
-
-inline void check_shape(const char* name, const Tensor& tensor, const char* meaning, const Shape& expected) {
-  bool same = tensor.dim() == int64_t(expected.size());
-  for (int64_t axis = 0; same && axis < tensor.dim(); ++axis) same = tensor.size(axis) == expected[axis];
-  check(same, name, " must be ", meaning, " = ", expected, ", got ", tensor);
-}
-
-inline void check_same_device(const char* name, const Tensor& tensor, const Tensor& logits) {
-  check(tensor.device() == logits.device(), name, " must be on the device of logits");
+template <class... Parts>
+void check_type(bool condition, const Parts&... parts) {
+  check<TypeError>(condition, parts...);
 }
 
 inline bool is_floating(ScalarType type) {
   return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16 ||
          type == ScalarType::Half;
 }
+inline bool is_byte(ScalarType type) { return type == ScalarType::Byte || type == ScalarType::Bool; }
 
 inline void check_floating(const char* name, const Tensor& tensor) {
-  check(is_floating(tensor.scalar_type()), name, " must be float32, float64, bfloat16 or float16, got ",
-        tensor.scalar_type());
+  check_type(is_floating(tensor.scalar_type()), name, " must be float32, float64, bfloat16 or float16, got ",
+             tensor.scalar_type());
+}
+inline void check_byte(const char* name, const Tensor& tensor) {
+  check_type(is_byte(tensor.scalar_type()), name, " must be uint8 or bool, got ", tensor.scalar_type());
 }
 
-inline bool is_byte(const Tensor& tensor) {
-  return tensor.scalar_type() == ScalarType::Byte || tensor.scalar_type() == ScalarType::Bool;
+inline void check_device(const char* name, const Tensor& tensor, const char* other_name,
+                         const Tensor& other) {
+  check(tensor.device() == other.device(), name, " must be on ", other.device(), ", where ", other_name,
+        " is, got ", tensor.device());
+}
+
+// The axes of (B, C, *S) with 1 to 3 spatial ones; `meaning` says so.
+inline void check_volume(const char* name, const Tensor& tensor, const char* meaning = "(B, C, *S)") {
+  check(tensor.dim() >= 3 && tensor.dim() <= 5, name, " must be ", meaning, " with 1 to 3 spatial axes, got ",
+        tensor);
+}
+
+inline bool has_shape(const Tensor& tensor, const Shape& shape) {
+  if (tensor.dim() != int64_t(shape.size())) return false;
+  for (int64_t axis = 0; axis < tensor.dim(); ++axis) {
+    if (tensor.size(axis) != shape[axis]) return false;
+  }
+  return true;
+}
+inline void check_shape(const char* name, const Tensor& tensor, const char* meaning, const Shape& expected) {
+  check(has_shape(tensor, expected), name, " must be ", meaning, " = ", expected, ", got ", tensor);
+}
+
+// A map over the voxels of a volume (B, C, *S) with a channel for each of its own or one for all.
+inline void check_map(const char* name, const Tensor& map, const char* meaning, const Tensor& volume,
+                      bool one_for_all = false) {
+  bool fits = map.dim() == volume.dim();
+  for (int64_t axis = 0; fits && axis < map.dim(); ++axis) {
+    fits = map.size(axis) == (axis == 1 && (one_for_all || map.size(1) == 1) ? 1 : volume.size(axis));
+  }
+  if (fits) return;
+  const std::string channels = one_for_all || volume.size(1) == 1 ? "1" : "1 or " + to_text(volume.size(1));
+  std::string expected = "(" + to_text(volume.size(0)) + ", " + channels;
+  for (int64_t axis = 2; axis < volume.dim(); ++axis) expected += ", " + to_text(volume.size(axis));
+  check(false, name, " must be ", meaning, " = ", expected, "), got ", map);
+}
+
+template <class Enum>
+Enum check_option(const char* name, int64_t value, Enum last) {
+  check(value >= 0 && value <= int64_t(last), name, " must be from 0 to ", int64_t(last), ", got ", value);
+  return Enum(value);
 }
 
 // What the kernels call the dtype; bytes and bools are kUint8.
@@ -100,47 +148,10 @@ inline ScalarKind kind_of(const Tensor& tensor) {
   }
 }
 
-inline Tensor empty_on(const Tensor& like, const Shape& shape, ScalarType type,
-                       MemoryFormat format = MemoryFormat::Contiguous) {
-  return torch::stable::empty(shape, type, std::nullopt, like.device(), std::nullopt, format);
+// The dtype of sums over a tensor.
+inline ScalarType real_type(ScalarType type) {
+  return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
-
-// Whether the elements lie channels last without gaps. Strides along axes of size 1 say nothing.
-inline bool is_channels_last(const Tensor& tensor) {
-  if (tensor.dim() != 4 && tensor.dim() != 5) return false;
-  int64_t expected = 1;
-  const auto fits = [&](int64_t axis) {
-    const bool fit = tensor.size(axis) == 1 || tensor.stride(axis) == expected;
-    expected *= tensor.size(axis);
-    return fit;
-  };
-  if (!fits(1)) return false;
-  for (int64_t axis = tensor.dim() - 1; axis >= 2; --axis) {
-    if (!fits(axis)) return false;
-  }
-  return fits(0);
-}
-
-#if defined(FASTSEG_WITH_CUDA)
-// Torch 2.13 has Stream::nativeHandle. This older function serves 2.11 too; it is absent from a torch without
-// CUDA, hence weak, but there nothing runs on a CUDA device.
-extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream)
-    __attribute__((weak));
-
-inline void* current_cuda_stream(int32_t device_index) {
-  check(aoti_torch_get_current_cuda_stream != nullptr, "fastseg: this torch has no CUDA");
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_index, &stream));
-  return stream;
-}
-
-inline cudaStream_t stream_of(const Tensor& tensor) {
-  return static_cast<cudaStream_t>(current_cuda_stream(tensor.get_device_index()));
-}
-
-inline void check_launch(const char* op, cudaError_t status) {
-  check(status == cudaSuccess, op, ": CUDA launch failed: ", cudaGetErrorString(status));
-}
-#endif
+inline ScalarType real_type(const Tensor& tensor) { return real_type(tensor.scalar_type()); }
 
 }  // namespace fastseg

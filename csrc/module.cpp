@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The extension module fastseg._C. Importing it registers the ops with torch; it says how it was built. In
-// Python's limited API, so that one binary serves every Python >= 3.10.
-#include <Python.h>
+// The extension module fastseg._C. Importing it registers the ops with torch; it holds their eager door and
+// the enums of their contracts, and says how it was built.
 #include <dlfcn.h>
 
 #include <exception>
@@ -9,7 +8,11 @@
 #include <set>
 #include <thread>
 
+#include "checks.h"
+#include "eager.h"
 #include "stable.h"
+
+namespace py = pybind11;
 
 namespace {
 
@@ -30,57 +33,48 @@ const char* libstdcxx() {
   return found && of_library.dli_fbase == of_module.dli_fbase ? "static" : "shared";
 }
 
-PyObject* build_info(PyObject*, PyObject*) {
+py::dict build_info() {
+  py::dict info;
+  info["version"] = FASTSEG_VERSION;
+  info["compiler"] = FASTSEG_COMPILER;
+  info["libstdc++"] = libstdcxx();
+  info["torch_target"] = FASTSEG_TORCH_TARGET;
+  info["torch_headers"] = FASTSEG_TORCH_HEADERS;
+  info["cuda"] = kCuda;
+  info["cuda_architectures"] = kCudaArchitectures;
 #if defined(_OPENMP)
-  PyObject* openmp = PyLong_FromLong(_OPENMP);
+  info["openmp"] = _OPENMP;
 #else
-  PyObject* openmp = Py_BuildValue("");  // None
+  info["openmp"] = py::none();
 #endif
-  // clang-format off
-  return Py_BuildValue("{s:s,s:s,s:s,s:s,s:s,s:z,s:s,s:N}",
-      "version", FASTSEG_VERSION,
-      "compiler", FASTSEG_COMPILER,
-      "libstdc++", libstdcxx(),
-      "torch_target", FASTSEG_TORCH_TARGET,
-      "torch_headers", FASTSEG_TORCH_HEADERS,
-      "cuda", kCuda,
-      "cuda_architectures", kCudaArchitectures,
-      "openmp", openmp);
-  // clang-format on
+  return info;
 }
 
-PyObject* count_threads(PyObject*, PyObject*) {
+size_t count_threads() {
   std::mutex mutex;
   std::set<std::thread::id> threads;
-  try {
-    torch::stable::parallel_for(0, 1024, 1, [&](int64_t, int64_t) {
-      const std::lock_guard<std::mutex> lock(mutex);
-      threads.insert(std::this_thread::get_id());
-    });
-  } catch (const std::exception& error) {
-    PyErr_SetString(PyExc_RuntimeError, error.what());
-    return nullptr;
-  }
-  return PyLong_FromSize_t(threads.size());
+  torch::stable::parallel_for(0, 1024, 1, [&](int64_t, int64_t) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    threads.insert(std::this_thread::get_id());
+  });
+  return threads.size();
 }
-
-PyMethodDef methods[] = {
-    {"build_info", build_info, METH_NOARGS, "How this extension was built."},
-    {"count_threads", count_threads, METH_NOARGS,
-     "On how many threads a loop of the CPU kernels runs: torch.get_num_threads(), unless OpenMP is "
-     "missing."},
-    {nullptr, nullptr, 0, nullptr}};
-
-PyModuleDef definition = {PyModuleDef_HEAD_INIT,
-                          "_C",
-                          "Registers the fused kernels of fastseg with torch.",
-                          -1,
-                          methods,
-                          nullptr,
-                          nullptr,
-                          nullptr,
-                          nullptr};
 
 }  // namespace
 
-PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&definition); }
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "The fused kernels of fastseg: registered with torch, and behind their eager door.";
+  module.def("build_info", &build_info, "How this extension was built.");
+  module.def("count_threads", &count_threads,
+             "On how many threads a loop of the CPU kernels runs: torch.get_num_threads(), unless OpenMP is "
+             "missing.");
+  py::register_local_exception_translator([](std::exception_ptr thrown) {
+    try {
+      std::rethrow_exception(thrown);
+    } catch (const fastseg::TypeError& error) {
+      py::set_error(PyExc_TypeError, error.what());
+    }
+  });
+  fastseg::define_enums(module);
+  fastseg::define_eager_ops(module);
+}

@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Torch glue of patch_entropy_crops: schemas, checks, allocation, and the CPU and CUDA registrations.
+// extract_patches between its doors and its kernels.
 #include "patch_entropy_crops.h"
 
 #include <algorithm>
 #include <limits>
 
-#include "checks.h"
+#include "ops.h"
+#include "place.h"
 
 namespace fastseg {
 namespace {
-
-namespace stable = torch::stable;
 
 constexpr int64_t kGrain = 32768;  // bytes, or additions, that are worth a thread
 
@@ -40,10 +39,9 @@ PatchCrops prepare(const Tensor& corners, const Shape& spatial, const Shape& pat
 }
 
 PatchCrops prepare_volume(const Tensor& volume, const Tensor& corners, const Shape& patch_size) {
-  check(volume.dim() >= 3 && volume.dim() <= 5, "volume must be (B, C, *S) with 1 to 3 spatial axes, got ",
-        volume);
-  check(corners.device() == volume.device(), "corners must be on the device of volume");
-  const Shape shape = shape_of(volume);
+  check_volume("volume", volume);
+  check_device("corners", corners, "volume", volume);
+  const Shape shape = volume.shape();
   PatchCrops crops = prepare(corners, Shape(shape.begin() + 2, shape.end()), patch_size, volume.size(1));
   check(crops.batch == volume.size(0), "corners must have the batch of volume, ", volume.size(0), ", got ",
         crops.batch);
@@ -64,10 +62,9 @@ Tensor empty_patches(const Tensor& volume, const PatchCrops& crops, const Shape&
 // For a gradient (batch, n, channels, *patch); fills in `shape`, that of the volume.
 PatchCrops prepare_grad(const Tensor& grad, const Tensor& corners, const Shape& spatial, Shape* shape) {
   check_floating("grad", grad);
-  check(grad.is_contiguous(), "grad must be contiguous");
   check(grad.dim() == 3 + int64_t(spatial.size()), "grad must be (B, n, C, *patch), got ", grad);
-  check(corners.device() == grad.device(), "corners must be on the device of grad");
-  const Shape of_grad = shape_of(grad);
+  check_device("corners", corners, "grad", grad);
+  const Shape of_grad = grad.shape();
   const PatchCrops crops = prepare(corners, spatial, Shape(of_grad.begin() + 3, of_grad.end()), grad.size(2));
   check(crops.batch == grad.size(0) && crops.patches == grad.size(1),
         "grad must have a patch per corner, got ", of_grad, " for corners ", corners);
@@ -76,69 +73,50 @@ PatchCrops prepare_grad(const Tensor& grad, const Tensor& corners, const Shape& 
   return crops;
 }
 
-Tensor patch_entropy_crops_cpu(const Tensor& volume, const Tensor& corners, const Shape& patch_size) {
-  const PatchCrops crops = prepare_volume(volume, corners, patch_size);
-  Tensor patches = empty_patches(volume, crops, patch_size);
-  const int64_t element_size = volume.element_size();
-  const int64_t grain = std::max<int64_t>(1, kGrain / (crops.patch_voxels() * element_size));
-  stable::parallel_for(
-      0, crops.batch * crops.patches * crops.channels, grain, [&](int64_t begin, int64_t end) {
-        patch_crops_cpu(crops, element_size, volume.data_ptr(), begin, end, patches.data_ptr());
-      });
-  return patches;
-}
-
-Tensor patch_entropy_crops_backward_cpu(const Tensor& grad, const Tensor& corners, const Shape& spatial) {
-  Shape shape;
-  const PatchCrops crops = prepare_grad(grad, corners, spatial, &shape);
-  Tensor grad_volume = empty_on(grad, shape, grad.scalar_type());
-  const int64_t voxels = int64_t(crops.size[1]) * crops.size[2];
-  stable::parallel_for(0, crops.batch * crops.channels * crops.size[0],
-                       std::max<int64_t>(1, kGrain / (voxels + 1)), [&](int64_t begin, int64_t end) {
-                         patch_crops_backward_cpu(crops, kind_of(grad), grad.data_ptr(), begin, end,
-                                                  grad_volume.data_ptr());
-                       });
-  return grad_volume;
-}
-
-#if defined(FASTSEG_WITH_CUDA)
-Tensor patch_entropy_crops_cuda(const Tensor& volume, const Tensor& corners, const Shape& patch_size) {
-  const stable::accelerator::DeviceGuard guard(volume.get_device_index());
-  const PatchCrops crops = prepare_volume(volume, corners, patch_size);
-  Tensor patches = empty_patches(volume, crops, patch_size);
-  check_launch("patch_entropy_crops", patch_crops_cuda(crops, volume.element_size(), volume.data_ptr(),
-                                                       patches.data_ptr(), stream_of(volume)));
-  return patches;
-}
-
-Tensor patch_entropy_crops_backward_cuda(const Tensor& grad, const Tensor& corners, const Shape& spatial) {
-  const stable::accelerator::DeviceGuard guard(grad.get_device_index());
-  Shape shape;
-  const PatchCrops crops = prepare_grad(grad, corners, spatial, &shape);
-  Tensor grad_volume = empty_on(grad, shape, grad.scalar_type());
-  check_launch("patch_entropy_crops", patch_crops_backward_cuda(crops, kind_of(grad), grad.data_ptr(),
-                                                                grad_volume.data_ptr(), stream_of(grad)));
-  return grad_volume;
-}
-#endif
-
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(fastseg, library) {
-  library.def("patch_entropy_crops(Tensor volume, Tensor corners, int[] patch_size) -> Tensor");
-  library.def("patch_entropy_crops_backward(Tensor grad, Tensor corners, int[] spatial) -> Tensor");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(fastseg, CPU, library) {
-  library.impl("patch_entropy_crops", TORCH_BOX(&patch_entropy_crops_cpu));
-  library.impl("patch_entropy_crops_backward", TORCH_BOX(&patch_entropy_crops_backward_cpu));
-}
-
+Tensor patch_entropy_crops(const Tensor& volume, const Tensor& corners, const Shape& patch_size) {
+  const Place place(volume);
+  const PatchCrops crops = prepare_volume(volume, corners, patch_size);
+  const Tensor patches = empty_patches(volume, crops, patch_size);
+  const int64_t element_size = volume.element_size();
 #if defined(FASTSEG_WITH_CUDA)
-STABLE_TORCH_LIBRARY_IMPL(fastseg, CUDA, library) {
-  library.impl("patch_entropy_crops", TORCH_BOX(&patch_entropy_crops_cuda));
-  library.impl("patch_entropy_crops_backward", TORCH_BOX(&patch_entropy_crops_backward_cuda));
-}
+  if (place.is_cuda()) {
+    place.launch("patch_entropy_crops", [&](cudaStream_t stream) {
+      return patch_crops_cuda(crops, element_size, volume.data_ptr(), patches.data_ptr(), stream);
+    });
+    return patches;
+  }
 #endif
+  const int64_t grain = std::max<int64_t>(1, kGrain / (crops.patch_voxels() * element_size));
+  place.for_ranges(crops.batch * crops.patches * crops.channels, grain, [&](int64_t begin, int64_t end) {
+    patch_crops_cpu(crops, element_size, volume.data_ptr(), begin, end, patches.data_ptr());
+  });
+  return patches;
+}
+
+Tensor patch_entropy_crops_backward(const Tensor& grad, const Tensor& corners, const Shape& spatial) {
+  const Place place(grad);
+  Shape shape;
+  const Tensor lying = contiguous(grad);
+  const PatchCrops crops = prepare_grad(lying, corners, spatial, &shape);
+  const Tensor grad_volume = empty_on(grad, shape, grad.scalar_type());
+#if defined(FASTSEG_WITH_CUDA)
+  if (place.is_cuda()) {
+    place.launch("patch_entropy_crops", [&](cudaStream_t stream) {
+      return patch_crops_backward_cuda(crops, kind_of(grad), lying.data_ptr(), grad_volume.data_ptr(),
+                                       stream);
+    });
+    return grad_volume;
+  }
+#endif
+  const int64_t voxels = int64_t(crops.size[1]) * crops.size[2];
+  place.for_ranges(crops.batch * crops.channels * crops.size[0], std::max<int64_t>(1, kGrain / (voxels + 1)),
+                   [&](int64_t begin, int64_t end) {
+                     patch_crops_backward_cpu(crops, kind_of(grad), lying.data_ptr(), begin, end,
+                                              grad_volume.data_ptr());
+                   });
+  return grad_volume;
+}
 
 }  // namespace fastseg

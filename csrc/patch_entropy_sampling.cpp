@@ -1,48 +1,44 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Torch glue of patch_entropy_sample: schema, checks, allocation, and the CPU and CUDA registrations.
+// sample_patches between its doors and its kernels.
 #include "patch_entropy_sampling.h"
 
-#include <tuple>
+#include <limits>
 
-#include "checks.h"
+#include "ops.h"
+#include "place.h"
 
 namespace fastseg {
 namespace {
 
-namespace stable = torch::stable;
-
-using Samples = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
 
 struct Prepared {
   Tensor entropy, confidence, seed;
-  Samples results;
+  PatchSample results;
   PatchSampling sampling;
 };
 
 Prepared prepare(const Tensor& entropy, const Tensor& confidence, const Tensor& seed, int64_t n,
                  const Shape& stride, int64_t strategy, bool replacement, double floor, double threshold) {
   const ScalarType type = entropy.scalar_type();
-  check(type == ScalarType::Float || type == ScalarType::Double, "entropy must be float32 or float64, got ",
-        type);
-  check(confidence.scalar_type() == type, "confidence must have the dtype of entropy, got ",
-        confidence.scalar_type());
+  check_type(type == ScalarType::Float || type == ScalarType::Double,
+             "entropy must be float32 or float64, got ", type);
+  check_type(confidence.scalar_type() == type, "confidence must have the dtype of entropy, got ",
+             confidence.scalar_type());
   check(confidence.dim() >= 3 && confidence.dim() <= 5,
         "confidence must be (B, K, *W) with 1 to 3 axes of windows, got ", confidence);
-  Shape expected = shape_of(confidence);
-  if (entropy.dim() > 1 && entropy.size(1) == 1) expected[1] = 1;
-  check_shape("entropy", entropy, "(B, 1 or K, *W)", expected);
-  check(seed.scalar_type() == ScalarType::Long && seed.numel() == 1, "seed must be one int64 number");
-  check(confidence.device() == entropy.device() && seed.device() == entropy.device(),
-        "confidence and seed must be on the device of entropy");
+  check_map("entropy", entropy, "(B, 1 or K, *W)", confidence);
+  check_type(seed.scalar_type() == ScalarType::Long, "seed must be int64, got ", seed.scalar_type());
+  check(seed.numel() == 1, "seed must be one number, got a tensor ", seed);
+  check_device("confidence", confidence, "entropy", entropy);
+  check_device("seed", seed, "entropy", entropy);
   const int64_t axes = confidence.dim() - 2, batch = confidence.size(0), channels = confidence.size(1);
   check(int64_t(stride.size()) == axes, "stride must have ", axes, " entries, got ", stride);
   check(n >= 0, "n must be at least 0, got ", n);
-  check(strategy >= 0 && strategy <= int64_t(SampleStrategy::kHighest),
-        "strategy must be 0 (probabilistic), 1 (threshold), 2 (lowest) or 3 (highest), got ", strategy);
   check(floor >= 0 && floor <= 1, "floor must be in [0, 1], got ", floor);
 
-  Prepared prepared{stable::contiguous(entropy),
-                    stable::contiguous(confidence),
+  Prepared prepared{contiguous(entropy),
+                    contiguous(confidence),
                     seed,
                     {empty_on(entropy, {batch, channels, n}, ScalarType::Long),
                      empty_on(entropy, {batch, channels, n, axes}, ScalarType::Long),
@@ -60,13 +56,16 @@ Prepared prepare(const Tensor& entropy, const Tensor& confidence, const Tensor& 
   sampling.axes = int32_t(axes);
   sampling.windows = 1;
   for (int64_t axis = 0; axis < axes; ++axis) {
-    sampling.windows *= confidence.size(axis + 2);
-    sampling.window_shape[axis] = int32_t(confidence.size(axis + 2));
+    const int64_t size = confidence.size(axis + 2);
+    check(size <= kMost, "confidence must have at most 2**31 - 1 windows on each axis, got ", confidence);
+    check(stride[axis] >= 1 && stride[axis] <= kMost, "stride must be from 1 to 2**31 - 1, got ", stride);
+    sampling.windows *= size;
+    sampling.window_shape[axis] = int32_t(size);
     sampling.stride[axis] = int32_t(stride[axis]);
   }
   check(sampling.windows <= kMostWindows, "confidence must have at most 2**31 windows, got ", confidence);
   sampling.draws = n;
-  sampling.strategy = SampleStrategy(strategy);
+  sampling.strategy = check_option("strategy", strategy, SampleStrategy::kHighest);
   sampling.replacement = replacement;
   sampling.floor = floor;
   sampling.threshold = threshold;
@@ -78,54 +77,32 @@ Prepared prepare(const Tensor& entropy, const Tensor& confidence, const Tensor& 
   return prepared;
 }
 
-Samples patch_entropy_sample_cpu(const Tensor& entropy, const Tensor& confidence, const Tensor& seed,
+}  // namespace
+
+PatchSample patch_entropy_sample(const Tensor& entropy, const Tensor& confidence, const Tensor& seed,
                                  int64_t n, const Shape& stride, int64_t strategy, bool replacement,
                                  double floor, double threshold) {
-  const Prepared prepared =
-      prepare(entropy, confidence, seed, n, stride, strategy, replacement, floor, threshold);
-  stable::parallel_for(0, prepared.sampling.rows(), 1,
-                       [&](int64_t begin, int64_t end) { patch_sample_cpu(prepared.sampling, begin, end); });
-  return prepared.results;
-}
-
-#if defined(FASTSEG_WITH_CUDA)
-Samples patch_entropy_sample_cuda(const Tensor& entropy, const Tensor& confidence, const Tensor& seed,
-                                  int64_t n, const Shape& stride, int64_t strategy, bool replacement,
-                                  double floor, double threshold) {
-  const stable::accelerator::DeviceGuard guard(entropy.get_device_index());
+  const Place place(entropy);
   const Prepared prepared =
       prepare(entropy, confidence, seed, n, stride, strategy, replacement, floor, threshold);
   const PatchSampling& sampling = prepared.sampling;
-  const Shape chunks = {sampling.rows(), sample_chunks(sampling.windows)};
-  Tensor weights = empty_on(entropy, {sampling.rows(), sampling.windows}, ScalarType::Int);
-  Tensor sums = empty_on(entropy, chunks, ScalarType::Long);
-  Tensor firsts = empty_on(entropy, chunks, ScalarType::Long);
-  check_launch("patch_entropy_sample",
-               patch_sample_cuda(sampling, static_cast<uint32_t*>(weights.data_ptr()),
-                                 static_cast<uint64_t*>(sums.data_ptr()),
-                                 static_cast<int64_t*>(firsts.data_ptr()), stream_of(entropy)));
+#if defined(FASTSEG_WITH_CUDA)
+  if (place.is_cuda()) {
+    const Shape chunks = {sampling.rows(), sample_chunks(sampling.windows)};
+    const Tensor weights = empty_on(entropy, {sampling.rows(), sampling.windows}, ScalarType::Int);
+    const Tensor sums = empty_on(entropy, chunks, ScalarType::Long);
+    const Tensor firsts = empty_on(entropy, chunks, ScalarType::Long);
+    place.launch("patch_entropy_sample", [&](cudaStream_t stream) {
+      return patch_sample_cuda(sampling, static_cast<uint32_t*>(weights.data_ptr()),
+                               static_cast<uint64_t*>(sums.data_ptr()),
+                               static_cast<int64_t*>(firsts.data_ptr()), stream);
+    });
+    return prepared.results;
+  }
+#endif
+  place.for_ranges(sampling.rows(), 1,
+                   [&](int64_t begin, int64_t end) { patch_sample_cpu(sampling, begin, end); });
   return prepared.results;
 }
-#endif
-
-}  // namespace
-
-// strategy is a SampleStrategy.
-STABLE_TORCH_LIBRARY_FRAGMENT(fastseg, library) {
-  library.def(
-      "patch_entropy_sample(Tensor entropy, Tensor confidence, Tensor seed, int n, int[] stride, "
-      "int strategy, bool replacement, float floor, float threshold) -> "
-      "(Tensor index, Tensor corners, Tensor parity, Tensor count)");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(fastseg, CPU, library) {
-  library.impl("patch_entropy_sample", TORCH_BOX(&patch_entropy_sample_cpu));
-}
-
-#if defined(FASTSEG_WITH_CUDA)
-STABLE_TORCH_LIBRARY_IMPL(fastseg, CUDA, library) {
-  library.impl("patch_entropy_sample", TORCH_BOX(&patch_entropy_sample_cuda));
-}
-#endif
 
 }  // namespace fastseg

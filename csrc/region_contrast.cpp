@@ -1,19 +1,18 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Torch glue of region_contrast: schemas, checks, and the way through the tiles on the CPU. The GPU kernels
-// are registered on the same schemas from Python.
+// region_contrast between its doors and its CPU kernels: checks, and the way through the tiles. The GPU
+// kernels are registered from Python.
 #include "region_contrast.h"
 
 #include <limits>
 #include <tuple>
 
-#include "checks.h"
+#include "ops.h"
+#include "place.h"
 #include "region_contrast_rows.h"
 #include "region_contrast_tiles.h"
 
 namespace fastseg {
 namespace {
-
-namespace stable = torch::stable;
 
 void check_rows(const char* name, const Tensor& rows, const Tensor& ids, const OptionalTensor& groups,
                 const Tensor& anchors) {
@@ -23,10 +22,10 @@ void check_rows(const char* name, const Tensor& rows, const Tensor& ids, const O
   check(rows.scalar_type() == anchors.scalar_type() && rows.size(1) == anchors.size(1) &&
             rows.device() == anchors.device(),
         name, " must have the dtype, device and D of anchors = ", anchors, ", got ", rows);
-  check(ids.device() == rows.device(), prefix, "'s ids must be on the device of anchors");
+  check_device((prefix + "'s ids").c_str(), ids, "anchors", anchors);
   check_shape((prefix + "'s ids").c_str(), ids, "one per row", {rows.size(0)});
   if (groups) {
-    check(groups->device() == rows.device(), prefix, "'s groups must be on the device of anchors");
+    check_device((prefix + "'s groups").c_str(), *groups, "anchors", anchors);
     check_shape((prefix + "'s groups").c_str(), *groups, "one per row", {rows.size(0)});
   }
 }
@@ -39,19 +38,6 @@ void check_arguments(const Tensor& anchors, const OptionalTensor& bank, const Te
   check(bank_groups.has_value() == (bank && anchor_groups),
         "bank_groups must be given with bank and anchor_groups, and only then");
   if (bank) check_rows("bank", *bank, *bank_ids, bank_groups, anchors);
-}
-
-ScalarType real_type(const Tensor& anchors) {
-  return anchors.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-Tensor empty_on(const Tensor& like, const Shape& shape, ScalarType type) {
-  return stable::empty(shape, type, std::nullopt, like.device(), std::nullopt, MemoryFormat::Contiguous);
-}
-
-Tensor zeros_on(const Tensor& like, const Shape& shape, ScalarType type) {
-  Tensor zeros = empty_on(like, shape, type);
-  return stable::zero_(zeros);
 }
 
 template <class Real>
@@ -71,13 +57,11 @@ ContrastTile<Real> multiply_tile(const ContrastPairs<Real>& pairs, const Contras
   return tile;
 }
 
-using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-using Backward = std::tuple<Tensor, Tensor, Tensor>;
-
 template <class Real>
-Forward forward(const ContrastPairs<Real>& pairs, const ContrastOptions& options, bool with_tilt) {
+Contrast forward(const ContrastPairs<Real>& pairs, const ContrastOptions& options, bool with_tilt) {
   const ContrastRows<Real>& anchors = pairs.anchors;
   const Tensor& source = anchors.source;
+  const Place place(source);
   const ContrastSide<Real> rows = anchors.side(), candidates = pairs.candidates().side();
   const ContrastBlocks row_blocks(anchors.count), col_blocks(pairs.candidates().count);
   const Real factor = Real(options.factor(anchors.size));
@@ -91,8 +75,8 @@ Forward forward(const ContrastPairs<Real>& pairs, const ContrastOptions& options
     contrast_add_tile_cpu(tile, rows, candidates, factor, options.denominator, with_tilt, sums.data(),
                           both ? sums.data() : nullptr);
   };
-  pairs.bank ? for_each_pair(row_blocks, col_blocks, add_pair)
-             : for_each_unordered_pair(row_blocks, add_pair);
+  pairs.bank ? for_each_pair(place, row_blocks, col_blocks, add_pair)
+             : for_each_unordered_pair(place, row_blocks, add_pair);
 
   // Of the rows that take part, then of all.
   std::vector<Real> kept_losses(anchors.count), kept_stats(kContrastStats * anchors.count);
@@ -117,25 +101,26 @@ Forward forward(const ContrastPairs<Real>& pairs, const ContrastOptions& options
   const bool mean = options.reduction == ContrastReduction::kMean;
   if (!per_row) *losses = Real(total / (mean ? double(std::max<int64_t>(count, 1)) : 1.0));
   *static_cast<Real*>(rows_counted.data_ptr()) = Real(count);
-  return {loss, stats, rows_counted, empty_on(source, {0}, kTypeOf<Real>)};
+  return {loss, stats, rows_counted, Tensor::absent(source, kTypeOf<Real>)};
 }
 
 template <class Real>
-Backward backward(const ContrastPairs<Real>& pairs, const ContrastOptions& options, const Tensor& grad,
-                  const Tensor& stats, const Tensor& rows_counted, bool need_anchors, bool need_bank) {
+Three backward(const ContrastPairs<Real>& pairs, const ContrastOptions& options, const Tensor& grad,
+               const Tensor& stats, const Tensor& rows_counted, bool need_anchors, bool need_bank) {
   const ContrastRows<Real>& anchors = pairs.anchors;
   const ContrastRows<Real>& others = pairs.candidates();
+  const Place place(anchors.source);
   const ContrastSide<Real> rows = anchors.side(), candidates = others.side();
   const ContrastBlocks row_blocks(anchors.count), col_blocks(others.count);
   const int64_t size = anchors.size, count = anchors.count, all = stats.size(1);
   const Real factor = Real(options.factor(size));
 
   const bool mean = options.reduction == ContrastReduction::kMean;
-  const double counted = *static_cast<const Real*>(rows_counted.const_data_ptr());
+  const double counted = *static_cast<const Real*>(rows_counted.data_ptr());
   const double grad_scale = mean ? 1 / std::max(counted, 1.0) : 1.0;
   const bool per_row = options.reduction == ContrastReduction::kNone;
-  const auto* grads = static_cast<const Real*>(grad.const_data_ptr());
-  const auto* all_stats = static_cast<const Real*>(stats.const_data_ptr());
+  const auto* grads = static_cast<const Real*>(grad.data_ptr());
+  const auto* all_stats = static_cast<const Real*>(stats.data_ptr());
   std::vector<Real> kept_grads(per_row ? count : 1, *grads), kept_stats(kContrastStats * count);
   double grad_temperature = 0;
   for (int64_t k = 0; k < count; ++k) {
@@ -157,8 +142,8 @@ Backward backward(const ContrastPairs<Real>& pairs, const ContrastOptions& optio
   std::vector<Real> row_totals(neg_mse ? count : 0), col_totals(neg_mse && pairs.bank ? others.count : 0);
   Real* of_rows = neg_mse ? row_totals.data() : nullptr;
   Real* of_cols = !neg_mse ? nullptr : pairs.bank ? col_totals.data() : of_rows;
-  Tensor grad_anchors = need_anchors ? anchors.zeros_like_data() : empty_on(grad, {0}, kTypeOf<Real>);
-  Tensor grad_bank = need_bank ? others.zeros_like_data() : empty_on(grad, {0}, kTypeOf<Real>);
+  Tensor grad_anchors = need_anchors ? anchors.zeros_like_data() : Tensor::absent(grad, kTypeOf<Real>);
+  Tensor grad_bank = need_bank ? others.zeros_like_data() : Tensor::absent(grad, kTypeOf<Real>);
   auto* anchor_sums = static_cast<Real*>(grad_anchors.data_ptr());
   auto* other_sums = pairs.bank ? static_cast<Real*>(grad_bank.data_ptr()) : anchor_sums;
   const TileBuffers<Real> buffers(anchors.source);
@@ -179,11 +164,11 @@ Backward backward(const ContrastPairs<Real>& pairs, const ContrastOptions& optio
     }
   };
   if (need_anchors || need_bank) {
-    pairs.bank ? for_each_pair(row_blocks, col_blocks, add_pair)
-               : for_each_unordered_pair(row_blocks, add_pair);
+    pairs.bank ? for_each_pair(place, row_blocks, col_blocks, add_pair)
+               : for_each_unordered_pair(place, row_blocks, add_pair);
   }
   const auto finish = [&](const ContrastRows<Real>& of, Tensor& gradient, const Real* totals) {
-    stable::parallel_for(0, of.count, of.grain(), [&](int64_t begin, int64_t end) {
+    place.for_ranges(of.count, of.grain(), [&](int64_t begin, int64_t end) {
       contrast_finish_gradient_cpu(options.similarity, of.values(), of.scale.data(), totals, size, begin, end,
                                    static_cast<Real*>(gradient.data_ptr()));
     });
@@ -196,11 +181,14 @@ Backward backward(const ContrastPairs<Real>& pairs, const ContrastOptions& optio
   return {grad_anchors, grad_bank, of_temperature};
 }
 
-Forward region_contrast_cpu(const Tensor& anchors, const OptionalTensor& bank, const Tensor& anchor_ids,
-                            const OptionalTensor& bank_ids, const OptionalTensor& anchor_groups,
-                            const OptionalTensor& bank_groups, const OptionalTensor& temperature,
-                            double fixed_temperature, std::optional<int64_t> self_offset, int64_t similarity,
-                            int64_t denominator, int64_t reduction, bool with_tilt) {
+}  // namespace
+
+// What the options mean stands with the schema, in library.cpp.
+Contrast region_contrast(const Tensor& anchors, const OptionalTensor& bank, const Tensor& anchor_ids,
+                         const OptionalTensor& bank_ids, const OptionalTensor& anchor_groups,
+                         const OptionalTensor& bank_groups, const OptionalTensor& temperature,
+                         double fixed_temperature, std::optional<int64_t> self_offset, int64_t similarity,
+                         int64_t denominator, int64_t reduction, bool with_tilt) {
   check_arguments(anchors, bank, anchor_ids, bank_ids, anchor_groups, bank_groups);
   const ContrastOptions options(temperature, fixed_temperature, similarity, denominator, reduction);
   const auto run = [&](auto zero) {
@@ -211,14 +199,14 @@ Forward region_contrast_cpu(const Tensor& anchors, const OptionalTensor& bank, c
   return real_type(anchors) == ScalarType::Double ? run(0.0) : run(0.0f);
 }
 
-Backward region_contrast_backward_cpu(const Tensor& grad, const Tensor& anchors, const OptionalTensor& bank,
-                                      const Tensor& anchor_ids, const OptionalTensor& bank_ids,
-                                      const OptionalTensor& anchor_groups, const OptionalTensor& bank_groups,
-                                      const OptionalTensor& temperature, const Tensor& stats,
-                                      const Tensor& rows_counted, const Tensor& /* measured */,
-                                      double fixed_temperature, std::optional<int64_t> self_offset,
-                                      int64_t similarity, int64_t denominator, int64_t reduction,
-                                      bool need_anchors, bool need_bank) {
+Three region_contrast_backward(const Tensor& grad, const Tensor& anchors, const OptionalTensor& bank,
+                               const Tensor& anchor_ids, const OptionalTensor& bank_ids,
+                               const OptionalTensor& anchor_groups, const OptionalTensor& bank_groups,
+                               const OptionalTensor& temperature, const Tensor& stats,
+                               const Tensor& rows_counted, const OptionalTensor& /* measured */,
+                               double fixed_temperature, std::optional<int64_t> self_offset,
+                               int64_t similarity, int64_t denominator, int64_t reduction, bool need_anchors,
+                               bool need_bank) {
   check_arguments(anchors, bank, anchor_ids, bank_ids, anchor_groups, bank_groups);
   const ContrastOptions options(temperature, fixed_temperature, similarity, denominator, reduction);
   const ScalarType real = real_type(anchors);
@@ -228,41 +216,13 @@ Backward region_contrast_backward_cpu(const Tensor& grad, const Tensor& anchors,
         "stats and rows must be as region_contrast returned them");
   check_shape("grad", grad, "the shape of loss",
               options.reduction == ContrastReduction::kNone ? Shape{anchors.size(0)} : Shape{});
-  const Tensor grads = stable::contiguous(stable::to(grad, real));
+  const Tensor grads = contiguous(to(grad, real));
   const auto run = [&](auto zero) {
     const ContrastPairs<decltype(zero)> pairs(anchors, bank, anchor_ids, bank_ids, anchor_groups, bank_groups,
                                               self_offset, options.similarity, options.temperature);
     return backward(pairs, options, grads, stats, rows_counted, need_anchors, need_bank);
   };
   return real == ScalarType::Double ? run(0.0) : run(0.0f);
-}
-
-}  // namespace
-
-// similarity, denominator and reduction are those of the enums. temperature, if given, goes before
-// fixed_temperature. self_offset: anchor i is row i + self_offset of the bank and not compared with it. loss
-// is one number, or (M,) for reduction none; stats (6, M) lie as ContrastStats says; rows is how many have a
-// loss. Where a gradient is not needed, an empty tensor stands in its place.
-STABLE_TORCH_LIBRARY_FRAGMENT(fastseg, library) {
-  library.def(
-      "region_contrast(Tensor anchors, Tensor? bank, Tensor anchor_ids, Tensor? bank_ids, Tensor? "
-      "anchor_groups, "
-      "Tensor? bank_groups, Tensor? temperature, float fixed_temperature, int? self_offset, int similarity, "
-      "int denominator, int reduction, bool with_tilt) -> (Tensor loss, Tensor stats, Tensor rows, Tensor "
-      "measured)");
-  library.def(
-      "region_contrast_backward(Tensor grad, Tensor anchors, Tensor? bank, Tensor anchor_ids, Tensor? "
-      "bank_ids, "
-      "Tensor? anchor_groups, Tensor? bank_groups, Tensor? temperature, Tensor stats, Tensor rows, Tensor "
-      "measured, "
-      "float fixed_temperature, int? self_offset, int similarity, int denominator, int reduction, "
-      "bool need_anchors, bool need_bank) -> (Tensor grad_anchors, Tensor grad_bank, Tensor "
-      "grad_temperature)");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(fastseg, CPU, library) {
-  library.impl("region_contrast", TORCH_BOX(&region_contrast_cpu));
-  library.impl("region_contrast_backward", TORCH_BOX(&region_contrast_backward_cpu));
 }
 
 }  // namespace fastseg

@@ -4,15 +4,15 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 #include <numeric>
 
-#include "checks.h"
+#include "ops.h"
+#include "place.h"
 #include "region_contrast.h"
 #include "region_contrast_tiles.h"
 
 namespace fastseg {
-
-enum class ContrastReduction : int { kMean, kSum, kNone };
 
 struct ContrastOptions {
   ContrastSimilarity similarity;
@@ -22,21 +22,14 @@ struct ContrastOptions {
 
   ContrastOptions(const OptionalTensor& temperature_tensor, double temperature_number, int64_t similarity,
                   int64_t denominator, int64_t reduction)
-      : similarity(ContrastSimilarity(similarity)),
-        denominator(ContrastDenominator(denominator)),
-        reduction(ContrastReduction(reduction)),
+      : similarity(check_option("similarity", similarity, ContrastSimilarity::kNegMse)),
+        denominator(check_option("denominator", denominator, ContrastDenominator::kNegatives)),
+        reduction(check_option("reduction", reduction, ContrastReduction::kNone)),
         temperature(temperature_number) {
-    check(similarity >= 0 && similarity <= 2, "similarity must be 0 (cosine), 1 (dot) or 2 (neg_mse), got ",
-          similarity);
-    check(denominator >= 0 && denominator <= 1, "denominator must be 0 (all) or 1 (negatives), got ",
-          denominator);
-    check(reduction >= 0 && reduction <= 2, "reduction must be 0 (mean), 1 (sum) or 2 (none), got ",
-          reduction);
     if (!temperature_tensor) return;
     check(temperature_tensor->dim() == 0 && is_floating(temperature_tensor->scalar_type()),
           "temperature must be a floating tensor with no axes, got ", *temperature_tensor);
-    temperature = *static_cast<const double*>(
-        torch::stable::to(*temperature_tensor, ScalarType::Double).const_data_ptr());
+    temperature = *static_cast<const double*>(to(*temperature_tensor, ScalarType::Double).data_ptr());
   }
 
   // Of z = factor * dot + offsets.
@@ -46,9 +39,15 @@ struct ContrastOptions {
 };
 
 inline std::vector<int64_t> contrast_labels(const Tensor& labels) {
-  const Tensor lying = torch::stable::contiguous(torch::stable::to(labels, ScalarType::Long));
-  const auto* values = static_cast<const int64_t*>(lying.const_data_ptr());
+  const Tensor lying = contiguous(to(labels, ScalarType::Long));
+  const auto* values = static_cast<const int64_t*>(lying.data_ptr());
   return {values, values + labels.size(0)};
+}
+
+inline Tensor zeros_on(const Tensor& like, const Shape& shape, ScalarType type) {
+  const Tensor zeros = empty_on(like, shape, type);
+  if (zeros.numel() > 0) std::memset(zeros.data_ptr(), 0, zeros.numel() * zeros.element_size());
+  return zeros;
 }
 
 template <class Real>
@@ -63,7 +62,7 @@ struct ContrastRows {
   bool packed = false;  // data is a copy
 
   ContrastRows(const Tensor& rows, const Tensor& row_ids, const OptionalTensor& row_groups)
-      : source(torch::stable::contiguous(rows)), data(source), size(rows.size(1)) {
+      : source(contiguous(rows)), data(source), size(rows.size(1)) {
     const std::vector<int64_t> all_ids = contrast_labels(row_ids);
     std::vector<int64_t> all_groups(all_ids.size(), 0);
     if (row_groups) all_groups = contrast_labels(*row_groups);
@@ -76,41 +75,34 @@ struct ContrastRows {
     count = int64_t(kept.size());
     packed = count != rows.size(0) || rows.scalar_type() != kTypeOf<Real>;
     if (!packed) return;
-    data = torch::stable::empty({count, size}, kTypeOf<Real>, std::nullopt, rows.device(), std::nullopt,
-                                MemoryFormat::Contiguous);
-    torch::stable::parallel_for(0, count, grain(), [&](int64_t begin, int64_t end) {
-      contrast_pack_rows_cpu(source.const_data_ptr(), kind_of(source), kept.data(), size, begin, end,
+    data = empty_on(rows, {count, size}, kTypeOf<Real>);
+    Place(source).for_ranges(count, grain(), [&](int64_t begin, int64_t end) {
+      contrast_pack_rows_cpu(source.data_ptr(), kind_of(source), kept.data(), size, begin, end,
                              static_cast<Real*>(data.data_ptr()));
     });
   }
 
   int64_t grain() const { return std::max<int64_t>(1, 32768 / std::max<int64_t>(1, size)); }
-  const Real* values() const { return static_cast<const Real*>(data.const_data_ptr()); }
+  const Real* values() const { return static_cast<const Real*>(data.data_ptr()); }
   ContrastSide<Real> side() const { return {scale.data(), offset.data(), ids.data(), groups.data()}; }
 
   void measure(ContrastSimilarity similarity, double temperature) {
     scale.resize(count);
     offset.resize(count);
-    torch::stable::parallel_for(0, count, grain(), [&](int64_t begin, int64_t end) {
+    Place(source).for_ranges(count, grain(), [&](int64_t begin, int64_t end) {
       contrast_measure_rows_cpu(similarity, values(), size, temperature, begin, end, scale.data(),
                                 offset.data());
     });
   }
 
   // (M, D) zeros as the gradient of all rows, and the (K, D) array to sum up that of those that take part.
-  Tensor zeros_like_data() const {
-    Tensor zeros = torch::stable::empty({count, size}, kTypeOf<Real>, std::nullopt, source.device(),
-                                        std::nullopt, MemoryFormat::Contiguous);
-    return torch::stable::zero_(zeros);
-  }
+  Tensor zeros_like_data() const { return zeros_on(source, {count, size}, kTypeOf<Real>); }
   Tensor spread(const Tensor& gradient) const {
     if (!packed) return gradient;
-    Tensor result = torch::stable::empty({source.size(0), size}, source.scalar_type(), std::nullopt,
-                                         source.device(), std::nullopt, MemoryFormat::Contiguous);
-    result = torch::stable::zero_(result);
-    torch::stable::parallel_for(0, count, grain(), [&](int64_t begin, int64_t end) {
-      contrast_unpack_rows_cpu(static_cast<const Real*>(gradient.const_data_ptr()), kept.data(), size, begin,
-                               end, kind_of(source), result.data_ptr());
+    const Tensor result = zeros_on(source, {source.size(0), size}, source.scalar_type());
+    Place(source).for_ranges(count, grain(), [&](int64_t begin, int64_t end) {
+      contrast_unpack_rows_cpu(static_cast<const Real*>(gradient.data_ptr()), kept.data(), size, begin, end,
+                               kind_of(source), result.data_ptr());
     });
     return result;
   }

@@ -1,33 +1,30 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Torch glue of region_pool, forward: schema, allocation, and the CPU and CUDA registrations.
+// region_pool between its doors and its kernels, forward.
 #include "region_pool.h"
 
-#include <memory>
-#include <tuple>
+#include <cstdlib>
 
 #include "region_pool_inputs.h"
 
 namespace fastseg {
 namespace {
 
-using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-// The tensors of the results; those that the reduction does not ask for are empty.
+// The tensors of the results; those that the reduction does not ask for are absent.
 struct Results {
   Tensor count, mean, variance, minimum, maximum, argmin, argmax;
   RegionResults pointers;
 };
 
-Results make_results(const Prepared& prepared, RegionReduce reduce) {
+Results make_results(const RegionPrepared& prepared, RegionReduce reduce) {
   const RegionLabels& in = prepared.labels;
-  const ScalarType real = real_type(prepared.features.scalar_type());
+  const ScalarType real = real_type(prepared.features);
   const bool stats = reduce == RegionReduce::kStats;
   const bool sums = reduce == RegionReduce::kSum || reduce == RegionReduce::kMean;
   const bool variance = stats || reduce == RegionReduce::kVariance;
   const bool minimum = stats || reduce == RegionReduce::kMin, maximum = stats || reduce == RegionReduce::kMax;
   const auto table = [&](bool wanted, ScalarType type) {
-    return empty_on(prepared.features,
-                    wanted ? Shape{in.batch, in.num_regions, prepared.features.size(1)} : Shape{0}, type);
+    return wanted ? empty_on(prepared.features, {in.batch, in.num_regions, prepared.features.size(1)}, type)
+                  : Tensor::absent(prepared.features, type);
   };
   Results results{empty_on(prepared.features, {in.batch, in.num_regions}, ScalarType::Long),
                   table(sums || variance, real),
@@ -48,20 +45,10 @@ Results make_results(const Prepared& prepared, RegionReduce reduce) {
   return results;
 }
 
-RegionReduce reduce_of(int64_t reduce) {
-  check(reduce >= 0 && reduce <= int64_t(RegionReduce::kStats),
-        "reduce must be 0 (sum), 1 (mean), 2 (var), 3 (min), 4 (max) or 5 (all), got ", reduce);
-  return RegionReduce(reduce);
-}
-
-Seven as_tuple(const Results& r) {
-  return {r.mean, r.variance, r.minimum, r.maximum, r.count, r.argmin, r.argmax};
-}
-
 // Without channels the voxels are still counted: one channel of anything will do.
-Prepared with_a_channel(const Prepared& prepared) {
+RegionPrepared with_a_channel(const RegionPrepared& prepared) {
   if (prepared.labels.channels > 0) return prepared;
-  Prepared filled = prepared;
+  RegionPrepared filled = prepared;
   filled.features = empty_on(prepared.features, {prepared.labels.batch, prepared.labels.voxels},
                              prepared.features.scalar_type());
   filled.inputs.features = filled.features.data_ptr();
@@ -70,60 +57,39 @@ Prepared with_a_channel(const Prepared& prepared) {
   return filled;
 }
 
-Seven region_pool_cpu_op(const Tensor& features, const Tensor& regions, int64_t num_regions, int64_t mode) {
-  const RegionReduce reduce = reduce_of(mode);
-  const Prepared given = prepare(features, regions, num_regions);
-  const Results results = make_results(given, reduce);
-  const Prepared prepared = with_a_channel(given);
+}  // namespace
+
+RegionPool region_pool(const Tensor& features, const Tensor& regions, int64_t num_regions, int64_t reduce) {
+  const Place place(features);
+  const RegionReduce mode = check_option("reduce", reduce, RegionReduce::kStats);
+  const RegionPrepared given = prepare_regions(features, regions, num_regions);
+  const Results results = make_results(given, mode);
+  const RegionPrepared prepared = with_a_channel(given);
   const RegionLabels& labels = prepared.labels;
-  const RegionUnits units = region_pool_units_cpu(labels, prepared.inputs, reduce);
+  const RegionPool found{results.mean,  results.variance, results.minimum, results.maximum,
+                         results.count, results.argmin,   results.argmax};
+#if defined(FASTSEG_WITH_CUDA)
+  if (place.is_cuda()) {
+    const auto bytes = int64_t(region_pool_scratch_cuda(labels, prepared.inputs, mode));
+    const Tensor scratch = empty_on(features, {bytes}, ScalarType::Byte);
+    place.launch("region_pool", [&](cudaStream_t stream) {
+      return region_pool_cuda(labels, prepared.inputs, mode, results.pointers, scratch.data_ptr(), stream);
+    });
+    return found;
+  }
+#endif
+  const RegionUnits units = region_pool_units_cpu(labels, prepared.inputs, mode);
   const std::unique_ptr<char, void (*)(void*)> tables(
       static_cast<char*>(std::aligned_alloc(64, std::max<size_t>(64, units.units * units.unit_bytes))),
       std::free);
-  check(tables != nullptr, "region_pool: no memory for ", units.units * units.unit_bytes, " bytes");
-  stable::parallel_for(0, units.units, 1, [&](int64_t begin, int64_t end) {
-    region_pool_cpu(labels, prepared.inputs, reduce, units, begin, end, tables.get());
+  if (tables == nullptr) throw std::bad_alloc();
+  place.for_ranges(units.units, 1, [&](int64_t begin, int64_t end) {
+    region_pool_cpu(labels, prepared.inputs, mode, units, begin, end, tables.get());
   });
-  stable::parallel_for(0, labels.batch * num_regions, 256, [&](int64_t begin, int64_t end) {
-    region_pool_merge_cpu(labels, prepared.inputs, reduce, units, tables.get(), results.pointers, begin, end);
+  place.for_ranges(labels.batch * num_regions, 256, [&](int64_t begin, int64_t end) {
+    region_pool_merge_cpu(labels, prepared.inputs, mode, units, tables.get(), results.pointers, begin, end);
   });
-  return as_tuple(results);
+  return found;
 }
-
-#if defined(FASTSEG_WITH_CUDA)
-Seven region_pool_cuda_op(const Tensor& features, const Tensor& regions, int64_t num_regions, int64_t mode) {
-  const stable::accelerator::DeviceGuard guard(features.get_device_index());
-  const RegionReduce reduce = reduce_of(mode);
-  const Prepared given = prepare(features, regions, num_regions);
-  const Results results = make_results(given, reduce);
-  const Prepared prepared = with_a_channel(given);
-  const size_t bytes = region_pool_scratch_cuda(prepared.labels, prepared.inputs, reduce);
-  const Tensor scratch = empty_on(features, {int64_t(bytes)}, ScalarType::Byte);
-  check_launch("region_pool", region_pool_cuda(prepared.labels, prepared.inputs, reduce, results.pointers,
-                                               scratch.data_ptr(), stream_of(features)));
-  return as_tuple(results);
-}
-
-#endif
-
-}  // namespace
-
-// reduce is a RegionReduce. Results that reduce does not ask for have shape (0,); `mean`
-// is the sum for kSum.
-STABLE_TORCH_LIBRARY_FRAGMENT(fastseg, library) {
-  library.def(
-      "region_pool(Tensor features, Tensor regions, int num_regions, int reduce) -> (Tensor mean, Tensor "
-      "variance, Tensor minimum, Tensor maximum, Tensor count, Tensor argmin, Tensor argmax)");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(fastseg, CPU, library) {
-  library.impl("region_pool", TORCH_BOX(&region_pool_cpu_op));
-}
-
-#if defined(FASTSEG_WITH_CUDA)
-STABLE_TORCH_LIBRARY_IMPL(fastseg, CUDA, library) {
-  library.impl("region_pool", TORCH_BOX(&region_pool_cuda_op));
-}
-#endif
 
 }  // namespace fastseg

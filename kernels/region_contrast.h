@@ -21,6 +21,7 @@ namespace fastseg {
 
 enum class ContrastSimilarity : int { kCosine, kDot, kNegMse };
 enum class ContrastDenominator : int { kAll, kNegatives };
+enum class ContrastReduction : int { kMean, kSum, kNone };
 
 // Real, here and below: float, or double for double input. Arrays of one number per row.
 template <class Real>

@@ -193,7 +193,7 @@ def test_auto_falls_back_and_warns_once():
 F, R = torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64)
 REFUSED = {  # changed arguments, exception, message
     "list": ({"features": [0.0]}, TypeError, "features must be a torch.Tensor, got list"),
-    "integers": ({"features": F.long()}, TypeError, "features must be float32 or .*, got int64"),
+    "integers": ({"features": F.long()}, TypeError, "features must be float32, .*, got int64"),
     "(B, C)": ({"features": F[..., 0, 0]}, ValueError, "1 to 3 spatial axes, got (2, 3)"),
     "no regions": ({"regions": None}, TypeError, "regions must be a torch.Tensor, got NoneType"),
     "float labels": ({"regions": R.float()}, TypeError, "regions must be of an integer dtype, got float32"),
@@ -216,7 +216,7 @@ def test_refuses(name):
 
 
 SOFT_REFUSED = {
-    "logits dtype": ({"assignment": F.long()}, TypeError, "assignment must be float32 or .*, got int64"),
+    "logits dtype": ({"assignment": F.long()}, TypeError, "assignment must be float32, .*, got int64"),
     "shape": (
         {"assignment": F[:1]},
         ValueError,
@@ -246,13 +246,13 @@ def test_soft_refuses(name):
 
 def test_ops_refuse():
     for arguments, message in (
-        ((F.long(), R, 4, 1), "features must be float32, float64, bfloat16 or float16, got Long"),
+        ((F.long(), R, 4, 1), "features must be float32, float64, bfloat16 or float16, got int64"),
         ((F, R[:1], 4, 1), "regions must be (B, *S) = (2, 4, 4), got (1, 4, 4)"),
-        ((F, R.float(), 4, 1), "regions must be of an integer dtype, got Float"),
+        ((F, R.float(), 4, 1), "regions must be of an integer dtype, got float32"),
         ((F, R, 0, 1), "num_regions must be from 1 to 2^31 - 1, got 0"),
-        ((F, R, 4, 6), "reduce must be 0 (sum), 1 (mean), 2 (var), 3 (min), 4 (max) or 5 (all), got 6"),
+        ((F, R, 4, 6), "reduce must be from 0 to 5, got 6"),
     ):
-        with pytest.raises(RuntimeError, match=re.escape(message)):
+        with pytest.raises((ValueError, RuntimeError), match=re.escape(message)):
             OPS.region_pool(*arguments)
-    with pytest.raises(RuntimeError, match=re.escape("assignment must be (B, any, *S) = (2, 3, 4, 4)")):
+    with pytest.raises(ValueError, match=re.escape("assignment must be (B, any, *S) = (2, 3, 4, 4)")):
         OPS.soft_region_pool(F, None, F[..., :2], False, False)

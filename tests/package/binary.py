@@ -16,11 +16,9 @@ LIBRARIES = re.compile(
 SYSTEM_VERSIONS = ("GLIBC", "GLIBCXX", "CXXABI", "GCC")
 # torch's stable ABI is plain C. So a mangled name, of c10::, at:: or torch::, is never one of these.
 TORCH = re.compile(r"(aoti_torch|torch)_[a-z0-9_]+")
-# All that csrc/module.cpp calls. Whatever joins must be in docs.python.org/3/c-api/stable.html since 3.10.
-PYTHON = {
-    *("PyErr_SetString", "PyExc_RuntimeError", "PyLong_FromLong", "PyLong_FromSize_t", "PyModule_Create2"),
-    "Py_BuildValue",
-}
+PYTHON = re.compile(r"_?Py\w+")  # by pybind11, of the one Python that a wheel is for
+# Of libstdc++, which pybind11 calls inline; without a version, as libtorch exports them too.
+STANDARD = re.compile(r"_ZNSt15__exception_ptr13exception_ptr\w+")
 LINKER = {"__gmon_start__", "_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable"}
 
 
@@ -56,7 +54,7 @@ def binary_trouble(binary: Binary) -> list[str]:
         if version:
             allowed = version.split("_")[0] in SYSTEM_VERSIONS
         else:
-            allowed = TORCH.fullmatch(name) or name in PYTHON or name in LINKER
+            allowed = name in LINKER or any(p.fullmatch(name) for p in (TORCH, PYTHON, STANDARD))
         if not allowed:
             told.append(f"needs the symbol {name}{version and '@' + version}")
     return told

@@ -182,7 +182,9 @@ def main() -> None:
     )
     parser.add_argument("--older-torch", default="torch==2.11.0", help="the same (%(default)s)")
     parser.add_argument(
-        "--older-python", default=sys.executable, help="for it; the wheel is the same (this one)"
+        "--older-python",
+        default=sys.executable,
+        help="for it, of the same version (this one)",
     )
     parser.add_argument("--require-older-torch", action="store_true", help="fail where it cannot be had")
     parser.add_argument("--cuda", action="store_true", help="with the CUDA kernels, for all architectures")

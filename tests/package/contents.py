@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import re
+import sys
+import sysconfig
 import tarfile
 import zipfile
 from collections.abc import Iterable
@@ -16,7 +18,8 @@ FOLDERS = {  # of the wheel.packages
     "kernels/triton/": "fastseg/triton/",
     "kernels/tuning/": "fastseg/tuning/",
 }
-EXTENSION = "fastseg/_C.abi3.so"
+EXTENSION = f"fastseg/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+PYTHON_TAG = f"cp{sys.version_info.major}{sys.version_info.minor}"
 METADATA = ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")
 REQUIRED = ["torch>=2.11", "numpy"]  # without an extra: people who want the ops alone get nothing more
 # Twice what they are. The CUDA kernels are there three times over, once for each architecture.
@@ -43,8 +46,8 @@ def sdist_trouble(sdist: Path, tracked: Iterable[str] | None) -> list[str]:
 def wheel_trouble(wheel: Path, sources: set[str], cuda: bool = False) -> list[str]:
     """What is wrong with a wheel, given the files of the sdist that it was built from."""
     told = _too_large(wheel, "wheel with CUDA" if cuda else "wheel")
-    if not re.fullmatch(r"fastseg-[\w.]+-cp310-abi3-\w+\.whl", wheel.name):
-        told.append(f"is for other Pythons than cp310-abi3 says: {wheel.name}")
+    if not re.fullmatch(rf"fastseg-[\w.]+-{PYTHON_TAG}-{PYTHON_TAG}-\w+\.whl", wheel.name):
+        told.append(f"is for another Python than {PYTHON_TAG}: {wheel.name}")
     info = f"{'-'.join(wheel.name.split('-')[:2])}.dist-info/"
     expected = {EXTENSION, *(info + name for name in METADATA)}
     for folder, target in FOLDERS.items():

@@ -8,12 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastseg import _C
 from fastseg.ops.dispatch import use_fused
+from fastseg.ops.doors import open_doors
 from fastseg.ops.reference.masked_bce import masked_bce_map_reference, masked_bce_reference
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _BYTES = (torch.uint8, torch.bool)
-NORMALIZE = ("voxels", "weight", "terms", "sum")  # the kernels' BceNormalize; "sum" is a reduction here
+NORMALIZE = {name: int(value) for name, value in _C.BceNormalize.__members__.items()}
+_NORMALIZE = tuple(name for name in NORMALIZE if name != "sum")  # which is a reduction here
 
 
 class BCETerms(NamedTuple):
@@ -89,8 +92,9 @@ def masked_weighted_bce(
         unless `normalize` says otherwise. pos_weight as in torch.nn.BCEWithLogitsLoss.
     """
     options = (pseudo_weight, normalize, reduction)
-    check_arguments(logits, target, mask, weight, pos_weight, *options)
     tensors = (logits, target, mask, weight, pos_weight)
+    check_types(*tensors)
+    check_options(*options)
     if reduction == "none":
         return _map(*tensors, pseudo_weight, impl)
     return _reduced(*tensors, *options, impl)[0]
@@ -117,8 +121,9 @@ def masked_weighted_bce_terms(
         the labelled and over the pseudo-labelled voxels, without pseudo_weight, 0 where there are none; and
         the number of each. All but the loss are detached.
     """
-    check_arguments(logits, target, mask, weight, pos_weight, pseudo_weight, normalize, reduction)
     tensors = (logits, target, mask, weight, pos_weight)
+    check_types(*tensors)
+    check_options(pseudo_weight, normalize, reduction)
     if reduction == "none":
         loss = _map(*tensors, pseudo_weight, impl)
         with torch.no_grad():
@@ -138,17 +143,18 @@ def loss_dtype(logits: Tensor) -> torch.dtype:
 def _reduced(logits, target, mask, weight, pos_weight, pseudo_weight, normalize, reduction, impl):
     mode = "sum" if reduction == "sum" else normalize
     if not use_fused("masked_bce", impl, logits.device):
+        check_tensors(logits, target, mask, weight, pos_weight)
         return masked_bce_reference(logits, target, mask, weight, pos_weight, pseudo_weight, mode)
     check_no_grad(impl, target=target, weight=weight, pos_weight=pos_weight)
-    index = NORMALIZE.index(mode)
-    return torch.ops.fastseg.masked_bce(logits, target, mask, weight, pos_weight, pseudo_weight, index)
+    return masked_bce(logits, target, mask, weight, pos_weight, pseudo_weight, NORMALIZE[mode])
 
 
 def _map(logits, target, mask, weight, pos_weight, pseudo_weight, impl):
     if not use_fused("masked_bce", impl, logits.device):
+        check_tensors(logits, target, mask, weight, pos_weight)
         return masked_bce_map_reference(logits, target, mask, weight, pos_weight, pseudo_weight)
     check_no_grad(impl, target=target, weight=weight, pos_weight=pos_weight)
-    return torch.ops.fastseg.masked_bce_map(logits, target, mask, weight, pos_weight, pseudo_weight)
+    return _masked_bce_map(logits, target, mask, weight, pos_weight, pseudo_weight)
 
 
 def check_no_grad(impl: str, **tensors: Tensor | None) -> None:
@@ -160,20 +166,28 @@ def check_no_grad(impl: str, **tensors: Tensor | None) -> None:
             )
 
 
-def check_arguments(
+def check_types(
+    logits: Tensor, target: Tensor, mask: Tensor | None, weight: Tensor | None, pos_weight: Tensor | None
+) -> None:
+    given = {"logits": logits, "target": target, "mask": mask, "weight": weight, "pos_weight": pos_weight}
+    for name, tensor in given.items():
+        if not isinstance(tensor, Tensor) and (tensor is not None or name in ("logits", "target")):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+
+
+def check_tensors(
     logits: Tensor,
     target: Tensor,
     mask: Tensor | None,
     weight: Tensor | None,
     pos_weight: Tensor | None,
-    pseudo_weight: float,
-    normalize: str,
-    reduction: str,
+    *_: object,
 ) -> None:
+    """What C++ checks, for the reference and for tensors that C++ does not see: fake ones of a tracer."""
     _check_tensor("logits", logits, _FLOATS, logits)
     if not 3 <= logits.dim() <= 5:
         raise ValueError(f"logits must be (B, C, *S) with 1 to 3 spatial axes, got {tuple(logits.shape)}")
-    if isinstance(target, Tensor) and target.dtype not in _BYTES + _FLOATS:
+    if target.dtype not in _BYTES + _FLOATS:
         raise TypeError(
             f"target must be bool, uint8 or floating, got {_name(target.dtype)}; pass labels of 0 and 1 as "
             "target.to(torch.uint8)"
@@ -181,7 +195,7 @@ def check_arguments(
     _check_tensor("target", target, _BYTES + _FLOATS, logits)
     if target.shape != logits.shape:
         raise ValueError(
-            f"target must have the shape of logits, {tuple(logits.shape)}, got {tuple(target.shape)}"
+            f"target must be the shape of logits = {tuple(logits.shape)}, got {tuple(target.shape)}"
         )
     for name, tensor, dtypes in (("mask", mask, _BYTES), ("weight", weight, _FLOATS)):
         if tensor is None:
@@ -197,23 +211,29 @@ def check_arguments(
         _check_tensor("pos_weight", pos_weight, _FLOATS, logits)
         if tuple(pos_weight.shape) != (logits.shape[1],):
             raise ValueError(f"pos_weight must be (C,) = ({logits.shape[1]},), got {tuple(pos_weight.shape)}")
+
+
+def check_options(pseudo_weight: float, normalize: str, reduction: str) -> None:
     if isinstance(pseudo_weight, bool) or not isinstance(pseudo_weight, numbers.Real | torch.SymFloat):
         raise TypeError(f"pseudo_weight must be a number, got {type(pseudo_weight).__name__}")
     if not 0 <= pseudo_weight < math.inf:
         raise ValueError(f"pseudo_weight must be finite and at least 0, got {pseudo_weight}")
-    if normalize not in NORMALIZE[:3]:
-        raise ValueError(f"normalize must be one of {', '.join(NORMALIZE[:3])}, got {normalize!r}")
+    if normalize not in _NORMALIZE:
+        raise ValueError(f"normalize must be one of {', '.join(_NORMALIZE)}, got {normalize!r}")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be one of mean, sum, none, got {reduction!r}")
 
 
 def _check_tensor(name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], logits: Tensor) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
     if tensor.dtype not in dtypes:
-        raise TypeError(f"{name} must be {' or '.join(map(_name, dtypes))}, got {_name(tensor.dtype)}")
+        raise TypeError(f"{name} must be {dtype_names(dtypes)}, got {_name(tensor.dtype)}")
     if tensor.device != logits.device:
         raise ValueError(f"{name} must be on {logits.device}, where logits is, got {tensor.device}")
+
+
+def dtype_names(dtypes: tuple[torch.dtype, ...]) -> str:
+    *first, last = map(_name, dtypes)
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -263,7 +283,7 @@ def _backward(ctx, grad, *_):
     if grad is None:
         return (None,) * inputs
     scale = None if stats is None else stats[6:8]
-    grad_logits = torch.ops.fastseg.masked_bce_backward(
+    grad_logits = masked_bce_backward(
         grad, logits, target, mask, weight, pos_weight, scale, ctx.pseudo_weight
     )
     return grad_logits, *(None,) * (inputs - 1)
@@ -273,6 +293,6 @@ def _no_second_gradient(ctx, *grads):
     raise NotImplementedError('masked_weighted_bce has no second gradient; use impl="reference"')
 
 
-torch.library.register_autograd("fastseg::masked_bce", _backward, setup_context=_save)
-torch.library.register_autograd("fastseg::masked_bce_map", _backward, setup_context=_save)
-torch.library.register_autograd("fastseg::masked_bce_backward", _no_second_gradient)
+masked_bce = open_doors("masked_bce", _save, _backward, check_tensors)
+_masked_bce_map = open_doors("masked_bce_map", _save, _backward, check_tensors)
+masked_bce_backward = open_doors("masked_bce_backward", None, _no_second_gradient)

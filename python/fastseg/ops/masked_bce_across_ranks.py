@@ -6,7 +6,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastseg.ops.dispatch import use_fused
-from fastseg.ops.masked_bce import NORMALIZE, check_arguments, check_no_grad, loss_dtype
+from fastseg.ops.masked_bce import (
+    NORMALIZE,
+    check_no_grad,
+    check_options,
+    check_tensors,
+    check_types,
+    loss_dtype,
+    masked_bce,
+    masked_bce_backward,
+)
 from fastseg.ops.reference.masked_bce import masked_bce_reference
 
 
@@ -51,11 +60,13 @@ def masked_weighted_bce_across_ranks(
     Cost:
         That of `masked_weighted_bce`, and one all-reduce of seven numbers, which does not wait for the device.
     """
-    check_arguments(logits, target, mask, weight, pos_weight, pseudo_weight, normalize, "mean")
     tensors = (logits, target, mask, weight, pos_weight)
+    check_types(*tensors)
+    check_options(pseudo_weight, normalize, "mean")
     if use_fused("masked_bce", impl, logits.device):
         check_no_grad(impl, target=target, weight=weight, pos_weight=pos_weight)
         return _AcrossRanks.apply(*tensors, pseudo_weight, normalize, group)
+    check_tensors(*tensors)
     return _reference(*tensors, pseudo_weight, normalize, group)
 
 
@@ -63,7 +74,7 @@ class _AcrossRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, target, mask, weight, pos_weight, pseudo_weight, normalize, group):
         tensors = (logits, target, mask, weight, pos_weight)
-        _, stats = torch.ops.fastseg.masked_bce(*tensors, pseudo_weight, NORMALIZE.index("sum"))
+        _, stats = masked_bce(*tensors, pseudo_weight, NORMALIZE["sum"])
         loss, scales, count = _over_all(stats, logits.numel(), pseudo_weight, normalize, group)
         ctx.pseudo_weight = pseudo_weight
         ctx.save_for_backward(*tensors, scales * count)
@@ -73,7 +84,7 @@ class _AcrossRanks(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         *tensors, scales = ctx.saved_tensors
-        grad_logits = torch.ops.fastseg.masked_bce_backward(grad, *tensors, scales, ctx.pseudo_weight)
+        grad_logits = masked_bce_backward(grad, *tensors, scales, ctx.pseudo_weight)
         return grad_logits, *(None,) * 7
 
 

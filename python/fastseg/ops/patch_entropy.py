@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from fastseg.ops.dispatch import use_fused
+from fastseg.ops.doors import open_doors
+from fastseg.ops.masked_bce import dtype_names
 from fastseg.ops.reference.patch_entropy import patch_entropy_reference
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -101,7 +103,7 @@ def patch_entropy(
     arguments = (confidence, mask, patch_size, stride, mode == "categorical", bool(from_logits), min_count)
     if not use_fused("patch_entropy", impl, confidence.device):
         return WindowEntropy(*patch_entropy_reference(*arguments))
-    planes = torch.ops.fastseg.patch_entropy(*arguments)
+    planes = _patch_entropy(*arguments)
     batch, channels = confidence.shape[:2]
     of_entropy = batch * (1 if mode == "categorical" else channels)
     counts = planes.shape[0] - of_entropy - batch * channels
@@ -139,8 +141,7 @@ def check_tensor(
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
     if tensor.dtype not in dtypes:
-        allowed = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        raise TypeError(f"{name} must be {allowed}, got {str(tensor.dtype).removeprefix('torch.')}")
+        raise TypeError(f"{name} must be {dtype_names(dtypes)}, got {dtype_names((tensor.dtype,))}")
     if other is not None and tensor.device != other.device:
         raise ValueError(f"{name} must be on {other.device}, where {other_name} is, got {tensor.device}")
 
@@ -181,7 +182,7 @@ def _save(ctx, inputs, output):
 
 def _backward(ctx, grad):
     values, mask, means = ctx.saved_tensors
-    gradient = torch.ops.fastseg.patch_entropy_backward(grad.contiguous(), values, mask, means, *ctx.options)
+    gradient = _patch_entropy_backward(grad.contiguous(), values, mask, means, *ctx.options)
     return gradient, *(None,) * 6
 
 
@@ -189,5 +190,5 @@ def _no_second_gradient(ctx, *grads):
     raise NotImplementedError('patch_entropy has no second gradient; use impl="reference"')
 
 
-torch.library.register_autograd("fastseg::patch_entropy", _backward, setup_context=_save)
-torch.library.register_autograd("fastseg::patch_entropy_backward", _no_second_gradient)
+_patch_entropy = open_doors("patch_entropy", _save, _backward)
+_patch_entropy_backward = open_doors("patch_entropy_backward", None, _no_second_gradient)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastseg.ops.dispatch import use_fused
+from fastseg.ops.doors import open_doors
 from fastseg.ops.patch_entropy import check_tensor, per_axis
 from fastseg.ops.reference.patch_entropy_crops import extract_patches_reference
 
@@ -63,7 +64,7 @@ def extract_patches(
     number = math.prod(corners.shape[1:-1])
     flat = corners.detach().long().reshape(corners.shape[0], number, axes).contiguous()
     if use_fused("patch_entropy", impl, volume.device):
-        patches = torch.ops.fastseg.patch_entropy_crops(volume, flat, patch_size)
+        patches = _crops(volume, flat, patch_size)
     else:
         patches = extract_patches_reference(volume, flat, patch_size)
     return patches.reshape(*corners.shape[:-1], volume.shape[1], *patch_size)
@@ -88,7 +89,7 @@ def _save(ctx, inputs, output):
 
 def _backward(ctx, grad):
     (corners,) = ctx.saved_tensors
-    return torch.ops.fastseg.patch_entropy_crops_backward(grad.contiguous(), corners, ctx.spatial), None, None
+    return _crops_backward(grad.contiguous(), corners, ctx.spatial), None, None
 
 
 # The adjoint of the adjoint is the crop again.
@@ -100,10 +101,8 @@ def _save_backward(ctx, inputs, output):
 
 def _second(ctx, grad):
     (corners,) = ctx.saved_tensors
-    return torch.ops.fastseg.patch_entropy_crops(grad, corners, ctx.patch_size), None, None
+    return _crops(grad, corners, ctx.patch_size), None, None
 
 
-torch.library.register_autograd("fastseg::patch_entropy_crops", _backward, setup_context=_save)
-torch.library.register_autograd(
-    "fastseg::patch_entropy_crops_backward", _second, setup_context=_save_backward
-)
+_crops = open_doors("patch_entropy_crops", _save, _backward)
+_crops_backward = open_doors("patch_entropy_crops_backward", _save_backward, _second)

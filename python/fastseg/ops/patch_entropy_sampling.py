@@ -8,12 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastseg import _C
 from fastseg.ops.dispatch import use_fused
+from fastseg.ops.doors import open_doors
 from fastseg.ops.patch_entropy import check_tensor, per_axis
 from fastseg.ops.reference.patch_entropy_sampling import sample_patches_reference
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_STRATEGIES = ("probabilistic", "threshold", "lowest", "highest")  # the kernels' SampleStrategy
+_STRATEGIES = {name: int(value) for name, value in _C.SampleStrategy.__members__.items()}
 
 
 class PatchSamples(NamedTuple):
@@ -110,7 +112,7 @@ def sample_patches(
     arguments = (entropy.detach().to(dtype), confidence.detach().to(dtype), seed, n, stride)
     options = (bool(replacement), float(floor), 0.0 if threshold is None else float(threshold))
     if use_fused("patch_entropy", impl, entropy.device):
-        results = torch.ops.fastseg.patch_entropy_sample(*arguments, _STRATEGIES.index(strategy), *options)
+        results = _sample(*arguments, _STRATEGIES[strategy], *options)
     else:
         results = sample_patches_reference(*arguments, strategy, *options)
     index, corners, parity, count = results
@@ -153,3 +155,6 @@ def _(entropy, confidence, seed, n, stride, strategy, replacement, floor, thresh
         return torch.empty(shape, dtype=dtype, device=entropy.device)
 
     return empty(shape), empty((*shape, len(stride))), empty(shape, torch.bool), empty(shape[:2])
+
+
+_sample = open_doors("patch_entropy_sample")

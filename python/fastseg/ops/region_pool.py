@@ -7,7 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastseg import _C
 from fastseg.ops.dispatch import use_fused
+from fastseg.ops.doors import open_doors
+from fastseg.ops.masked_bce import dtype_names
 from fastseg.ops.reference.region_pool import region_counts_reference, region_pool_reference
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -15,8 +18,10 @@ _INTEGERS = (
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
     *(torch.uint16, torch.uint32, torch.uint64),
 )
-_REDUCE = ("sum", "mean", "var", "min", "max")  # the kernels' RegionReduce
-_ALL = len(_REDUCE)
+_REDUCE = {name: int(value) for name, value in _C.RegionReduce.__members__.items()}
+_ALL = _REDUCE.pop("stats")
+_SUM, _MEAN, _VAR, _MIN, _MAX = (_REDUCE[name] for name in ("sum", "mean", "var", "min", "max"))
+_KINDS = {getattr(torch, name): int(value) for name, value in _C.ScalarKind.__members__.items()}
 
 
 class RegionStats(NamedTuple):
@@ -75,12 +80,13 @@ def region_pool(
         Region pooling as in region contrast pretraining; variance after Chan, Golub, LeVeque, The American
         Statistician 37 (1983) 242-247.
     """
-    _check(features, regions, num_regions)
+    _check_types(features, regions, num_regions)
     if reduce not in _REDUCE:
         raise ValueError(f"reduce must be one of {', '.join(_REDUCE)}, got {reduce!r}")
     if not use_fused("region_pool", impl, features.device):
+        _check(features, regions, num_regions)
         return region_pool_reference(features, regions, num_regions, reduce)
-    results = torch.ops.fastseg.region_pool(features, regions, num_regions, _REDUCE.index(reduce))
+    results = _region_pool(features, regions, num_regions, _REDUCE[reduce])
     return results[{"var": 1, "min": 2, "max": 3}.get(reduce, 0)]
 
 
@@ -93,40 +99,51 @@ def region_stats(features: Tensor, regions: Tensor, num_regions: int, *, impl: s
         RegionStats(count, mean, variance, minimum, maximum), as `region_pool` gives each; all but the count
         are differentiable, once. Gradients of all of them are taken back in one pass too.
     """
-    _check(features, regions, num_regions)
+    _check_types(features, regions, num_regions)
     if not use_fused("region_pool", impl, features.device):
-        pooled = (region_pool_reference(features, regions, num_regions, reduce) for reduce in _REDUCE[1:])
+        _check(features, regions, num_regions)
+        pooled = (
+            region_pool_reference(features, regions, num_regions, reduce)
+            for reduce in ("mean", "var", "min", "max")
+        )
         return RegionStats(region_counts_reference(features, regions, num_regions), *pooled)
-    *statistics, count, _, _ = torch.ops.fastseg.region_pool(features, regions, num_regions, _ALL)
+    *statistics, count, _, _ = _region_pool(features, regions, num_regions, _ALL)
     return RegionStats(count, *statistics)
+
+
+def check_is_tensor(name: str, tensor: object) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
 
 
 def check_features(name: str, features: Tensor) -> None:
     """Whether it is a floating tensor of shape (B, C, *S)."""
-    if not isinstance(features, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(features).__name__}")
     if features.dtype not in FLOATS:
-        raise TypeError(f"{name} must be {' or '.join(map(_name, FLOATS))}, got {_name(features.dtype)}")
+        raise TypeError(f"{name} must be {dtype_names(FLOATS)}, got {_name(features.dtype)}")
     if not 3 <= features.dim() <= 5:
         raise ValueError(f"{name} must be (B, C, *S) with 1 to 3 spatial axes, got {tuple(features.shape)}")
 
 
-def _check(features: Tensor, regions: Tensor, num_regions: int) -> None:
-    check_features("features", features)
-    if not isinstance(regions, Tensor):
-        raise TypeError(f"regions must be a torch.Tensor, got {type(regions).__name__}")
-    if regions.dtype not in _INTEGERS:
-        raise TypeError(f"regions must be of an integer dtype, got {_name(regions.dtype)}")
-    if regions.device != features.device:
-        raise ValueError(f"regions must be on {features.device}, where features is, got {regions.device}")
-    batch, _, *spatial = features.shape
-    if tuple(regions.shape) != (batch, *spatial):
-        expected = ", ".join(map(str, (batch, *spatial)))
-        raise ValueError(f"regions must be (B, *S) = ({expected}), got {tuple(regions.shape)}")
+def _check_types(features: Tensor, regions: Tensor, num_regions: int) -> None:
+    check_is_tensor("features", features)
+    check_is_tensor("regions", regions)
     if isinstance(num_regions, bool) or not isinstance(num_regions, numbers.Integral | torch.SymInt):
         raise TypeError(f"num_regions must be an int, got {type(num_regions).__name__}")
     if not 1 <= num_regions < 2**31:
         raise ValueError(f"num_regions must be from 1 to 2**31 - 1, got {num_regions}")
+
+
+def _check(features: Tensor, regions: Tensor, *_: object) -> None:
+    """What C++ checks, for the reference and for tensors that C++ does not see: fake ones of a tracer."""
+    check_features("features", features)
+    if regions.dtype not in _INTEGERS:
+        raise TypeError(f"regions must be of an integer dtype, got {_name(regions.dtype)}")
+    if regions.device != features.device:
+        raise ValueError(f"regions must be on {features.device}, where features is, got {regions.device}")
+    batch, spatial = features.shape[0], features.shape[2:]
+    if tuple(regions.shape) != (batch, *spatial):
+        expected = ", ".join(map(str, (batch, *spatial)))
+        raise ValueError(f"regions must be (B, *S) = ({expected}), got {tuple(regions.shape)}")
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -160,16 +177,17 @@ def _(features, regions, num_regions, reduce):
     def empty(wanted, dtype=real):
         return torch.empty(table if wanted else (0,), dtype=dtype, device=features.device)
 
-    minimum, maximum, variance = reduce in (3, _ALL), reduce in (4, _ALL), reduce in (2, _ALL)
+    minimum, maximum, variance = (reduce in (one, _ALL) for one in (_MIN, _MAX, _VAR))
     count = torch.empty(table[:2], dtype=torch.int64, device=features.device)
-    values = (empty(reduce < 2 or variance), empty(variance), empty(minimum), empty(maximum))
+    values = (empty(reduce in (_SUM, _MEAN) or variance), empty(variance), empty(minimum), empty(maximum))
     return *values, count, empty(minimum, torch.int64), empty(maximum, torch.int64)
 
 
 @torch.library.register_fake("fastseg::region_gather")
 def _(table, regions, kind, channels_last):
     shape = (regions.shape[0], table.shape[2], *regions.shape[1:])
-    return empty_features(shape, FLOATS[kind - 1], regions.device, channels_last)
+    dtype = next(dtype for dtype, number in _KINDS.items() if number == kind)
+    return empty_features(shape, dtype, regions.device, channels_last)
 
 
 @torch.library.register_fake("fastseg::region_pool_backward")
@@ -180,11 +198,11 @@ def _(features, regions, num_regions, *_):
 def _save(ctx, inputs, output):
     features, regions, ctx.num_regions, ctx.reduce = inputs
     mean, _, _, _, count, argmin, argmax = output
-    ctx.kind = FLOATS.index(features.dtype) + 1  # the kernels' ScalarKind
+    ctx.kind = _KINDS[features.dtype]
     ctx.channels_last = is_channels_last(features)
-    ctx.mark_non_differentiable(count, argmin, argmax)
+    ctx.mark_non_differentiable(*(one for one in (count, argmin, argmax) if one is not None))
     ctx.set_materialize_grads(False)
-    if ctx.reduce < 2:  # the gradient of a sum needs no features: they can be freed
+    if ctx.reduce in (_SUM, _MEAN):  # the gradient of a sum needs no features: they can be freed
         ctx.save_for_backward(regions, count)
     else:
         ctx.save_for_backward(regions, count, features, mean, argmin, argmax)
@@ -194,21 +212,21 @@ def _backward(ctx, grad_mean, grad_variance, grad_minimum, grad_maximum, *_):
     regions, count, *others = ctx.saved_tensors
     # What this reduction does not give has shape (0,), and no gradient, whatever a tracer hands over.
     if ctx.reduce != _ALL:
-        grad_mean = grad_mean if ctx.reduce <= 2 else None
-        grad_variance = grad_variance if ctx.reduce == 2 else None
-        grad_minimum = grad_minimum if ctx.reduce == 3 else None
-        grad_maximum = grad_maximum if ctx.reduce == 4 else None
+        grad_mean = grad_mean if ctx.reduce in (_SUM, _MEAN, _VAR) else None
+        grad_variance = grad_variance if ctx.reduce == _VAR else None
+        grad_minimum = grad_minimum if ctx.reduce == _MIN else None
+        grad_maximum = grad_maximum if ctx.reduce == _MAX else None
     if all(grad is None for grad in (grad_mean, grad_variance, grad_minimum, grad_maximum)):
         return None, None, None, None
     size = count.clamp(min=1).unsqueeze(-1)
-    if ctx.reduce < 2:
-        table = grad_mean if ctx.reduce == 0 else grad_mean / size
-        grad = torch.ops.fastseg.region_gather(table, regions, ctx.kind, ctx.channels_last)
+    if ctx.reduce in (_SUM, _MEAN):
+        table = grad_mean if ctx.reduce == _SUM else grad_mean / size
+        grad = _region_gather(table, regions, ctx.kind, ctx.channels_last)
         return grad, None, None, None
     features, mean, argmin, argmax = others
     base = None if grad_mean is None else grad_mean / size
     slope = None if grad_variance is None else 2 * grad_variance / size
-    grad = torch.ops.fastseg.region_pool_backward(
+    grad = _region_pool_backward(
         *(features, regions, ctx.num_regions, base, slope, mean if slope is not None else None),
         *(grad_minimum, grad_maximum),
         *(None if grad_minimum is None else argmin, None if grad_maximum is None else argmax),
@@ -225,7 +243,7 @@ def _save_gather(ctx, inputs, output):
 def _backward_of_gather(ctx, grad):
     """A table's gradient is the sum over the voxels that took its rows."""
     (regions,) = ctx.saved_tensors
-    table = torch.ops.fastseg.region_pool(grad, regions, ctx.num_regions, _REDUCE.index("sum"))[0]
+    table = _region_pool(grad, regions, ctx.num_regions, _SUM)[0]
     return table.to(ctx.dtype), None, None, None
 
 
@@ -235,6 +253,6 @@ def _no_second_gradient(ctx, *grads):
     )
 
 
-torch.library.register_autograd("fastseg::region_pool", _backward, setup_context=_save)
-torch.library.register_autograd("fastseg::region_gather", _backward_of_gather, setup_context=_save_gather)
-torch.library.register_autograd("fastseg::region_pool_backward", _no_second_gradient)
+_region_pool = open_doors("region_pool", _save, _backward, _check)
+_region_gather = open_doors("region_gather", _save_gather, _backward_of_gather)
+_region_pool_backward = open_doors("region_pool_backward", None, _no_second_gradient)

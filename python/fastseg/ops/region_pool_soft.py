@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from fastseg.ops.dispatch import use_fused
+from fastseg.ops.doors import open_doors
 from fastseg.ops.reference.region_pool import soft_region_pool_reference
-from fastseg.ops.region_pool import check_features, empty_features, is_channels_last
+from fastseg.ops.region_pool import check_features, check_is_tensor, empty_features, is_channels_last
 
 _MAX_PARTS = 256
 
@@ -77,15 +78,14 @@ def soft_region_pool(
         The region pooling of region contrast pretraining: g_k (grey) and r_k (mean) with their gradients
         dL/df(p) = sum_k A_k(p) / S_k dL/dr_k and dL/dA_k(p) = <f(p) - r_k, dL/dr_k> / S_k.
     """
-    check_features("features", features)
-    _check_like("assignment", assignment, features)
-    if not 1 <= assignment.shape[1] <= _MAX_PARTS:
-        raise ValueError(f"assignment must have 1 to {_MAX_PARTS} regions, got {assignment.shape[1]}")
+    for name, tensor in (("features", features), ("assignment", assignment)):
+        check_is_tensor(name, tensor)
     if grey is not None:
-        _check_like("grey", grey, features)
+        check_is_tensor("grey", grey)
     if not use_fused("region_pool", impl, features.device):
+        _check(features, grey, assignment)
         return _reference(features, assignment, from_logits, variance, grey)
-    mass, mean, spread = torch.ops.fastseg.soft_region_pool(features, grey, assignment, from_logits, variance)
+    mass, mean, spread = _soft_region_pool(features, grey, assignment, from_logits, variance)
     if grey is None:
         return SoftRegions(mass, mean, spread if variance else None, None, None)
     channels = (features.shape[1], grey.shape[1])
@@ -104,6 +104,16 @@ def _reference(features, assignment, from_logits, variance, grey):
     if torch.float64 in dtypes:
         grey = grey.double()
     return SoftRegions(*results, *soft_region_pool_reference(grey, assignment, from_logits, True)[1:])
+
+
+def _check(features: Tensor, grey: Tensor | None, assignment: Tensor, *_: object) -> None:
+    """What C++ checks, for the reference and for tensors that C++ does not see: fake ones of a tracer."""
+    check_features("features", features)
+    _check_like("assignment", assignment, features)
+    if not 1 <= assignment.shape[1] <= _MAX_PARTS:
+        raise ValueError(f"assignment must have 1 to {_MAX_PARTS} regions, got {assignment.shape[1]}")
+    if grey is not None:
+        _check_like("grey", grey, features)
 
 
 def _check_like(name: str, tensor: Tensor, features: Tensor) -> None:
@@ -178,7 +188,7 @@ def _backward(ctx, *grads):
     if all(grad is None for grad in grads):
         return (None,) * 5
     wanted = tuple(ctx.needs_input_grad[:3])
-    found = torch.ops.fastseg.soft_region_pool_backward(
+    found = _soft_region_pool_backward(
         *(features, grey, assignment, ctx.from_logits, ctx.variance), *_tables(*results, *grads), *wanted
     )
     return *(grad if want else None for grad, want in zip(found, wanted, strict=True)), None, None
@@ -243,7 +253,5 @@ def _second_backward(ctx, *grads):
     return features, grey, assignment, None, None, direct, curved, None, offset, None, None, None
 
 
-torch.library.register_autograd("fastseg::soft_region_pool", _backward, setup_context=_save)
-torch.library.register_autograd(
-    "fastseg::soft_region_pool_backward", _second_backward, setup_context=_save_backward
-)
+_soft_region_pool = open_doors("soft_region_pool", _save, _backward, _check)
+_soft_region_pool_backward = open_doors("soft_region_pool_backward", _save_backward, _second_backward)

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The bodies of the ops, each in the file of its name. library.cpp and eager.cpp lead to them.
+#pragma once
+
+#include <tuple>
+
+#include "tensor.h"
+
+namespace fastseg {
+
+std::tuple<Tensor, Tensor> masked_bce(const Tensor& logits, const Tensor& target, const OptionalTensor& mask,
+                                      const OptionalTensor& weight, const OptionalTensor& pos_weight,
+                                      double pseudo_weight, int64_t normalize);
+Tensor masked_bce_map(const Tensor& logits, const Tensor& target, const OptionalTensor& mask,
+                      const OptionalTensor& weight, const OptionalTensor& pos_weight, double pseudo_weight);
+Tensor masked_bce_backward(const Tensor& grad, const Tensor& logits, const Tensor& target,
+                           const OptionalTensor& mask, const OptionalTensor& weight,
+                           const OptionalTensor& pos_weight, const OptionalTensor& scale,
+                           double pseudo_weight);
+
+// mean, variance, minimum, maximum, count, argmin, argmax; those that reduce does not ask for are absent.
+using RegionPool = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+RegionPool region_pool(const Tensor& features, const Tensor& regions, int64_t num_regions, int64_t reduce);
+Tensor region_gather(const Tensor& table, const Tensor& regions, int64_t kind, bool channels_last);
+Tensor region_pool_backward(const Tensor& features, const Tensor& regions, int64_t num_regions,
+                            const OptionalTensor& base, const OptionalTensor& slope,
+                            const OptionalTensor& mean, const OptionalTensor& grad_minimum,
+                            const OptionalTensor& grad_maximum, const OptionalTensor& argmin,
+                            const OptionalTensor& argmax);
+
+using Three = std::tuple<Tensor, Tensor, Tensor>;
+Three soft_region_pool(const Tensor& features, const OptionalTensor& grey, const Tensor& assignment,
+                       bool from_logits, bool variance);
+Three soft_region_pool_backward(const Tensor& features, const OptionalTensor& grey, const Tensor& assignment,
+                                bool from_logits, bool variance, const Tensor& direct, const Tensor& curved,
+                                const Tensor& shift, const Tensor& offset, bool of_features, bool of_grey,
+                                bool of_assignment);
+
+Tensor patch_entropy(const Tensor& values, const OptionalTensor& mask, const Shape& patch_size,
+                     const Shape& stride, bool categorical, bool from_logits, int64_t min_count);
+Tensor patch_entropy_backward(const Tensor& grad, const Tensor& values, const OptionalTensor& mask,
+                              const OptionalTensor& means, const Shape& patch_size, const Shape& stride,
+                              bool categorical, bool from_logits, int64_t min_count);
+Tensor patch_entropy_crops(const Tensor& volume, const Tensor& corners, const Shape& patch_size);
+Tensor patch_entropy_crops_backward(const Tensor& grad, const Tensor& corners, const Shape& spatial);
+// index, corners, parity, count
+using PatchSample = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+PatchSample patch_entropy_sample(const Tensor& entropy, const Tensor& confidence, const Tensor& seed,
+                                 int64_t n, const Shape& stride, int64_t strategy, bool replacement,
+                                 double floor, double threshold);
+
+// The CPU's; the GPU's are in Triton.
+using Contrast = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // loss, stats, rows, measured
+Contrast region_contrast(const Tensor& anchors, const OptionalTensor& bank, const Tensor& anchor_ids,
+                         const OptionalTensor& bank_ids, const OptionalTensor& anchor_groups,
+                         const OptionalTensor& bank_groups, const OptionalTensor& temperature,
+                         double fixed_temperature, std::optional<int64_t> self_offset, int64_t similarity,
+                         int64_t denominator, int64_t reduction, bool with_tilt);
+Three region_contrast_backward(const Tensor& grad, const Tensor& anchors, const OptionalTensor& bank,
+                               const Tensor& anchor_ids, const OptionalTensor& bank_ids,
+                               const OptionalTensor& anchor_groups, const OptionalTensor& bank_groups,
+                               const OptionalTensor& temperature, const Tensor& stats, const Tensor& rows,
+                               const OptionalTensor& measured, double fixed_temperature,
+                               std::optional<int64_t> self_offset, int64_t similarity, int64_t denominator,
+                               int64_t reduction, bool need_anchors, bool need_bank);
+
+}  // namespace fastseg
