@@ -23,7 +23,10 @@ void check_like_features(const char* name, const Tensor& tensor, const Tensor& f
   check_device(name, tensor, "features", features);
   Shape expected = features.shape();
   expected[1] = tensor.size(1);
-  check_shape(name, tensor, "(B, any, *S)", expected);
+  if (has_shape(tensor, expected)) return;
+  std::string text = "(" + to_text(expected[0]) + ", any";
+  for (int64_t axis = 2; axis < features.dim(); ++axis) text += ", " + to_text(features.size(axis));
+  check(false, name, " must be (B, any, *S) = ", text, "), got ", tensor);
 }
 
 Prepared prepare(const Tensor& features, const OptionalTensor& grey, const Tensor& assignment,

@@ -30,6 +30,7 @@ def run(*arguments):
     return subprocess.run([*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.timeout(1800)  # some 400 tests in one process
 @pytest.mark.parametrize("file", FILES)
 def test_under_the_interpreter(file):
     done = run(f"tests/ops/{file}")
