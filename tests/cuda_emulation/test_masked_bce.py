@@ -41,6 +41,18 @@ def test_the_same_bits_in_every_order(libraries, dtype, layout):
     torch.testing.assert_close(results[0], run(case, "reference"))
 
 
+@pytest.mark.long
+def test_groups_of_blocks_are_added_up(libraries):
+    """More blocks than the 1024 of a group: the last of each adds its group up, the last of all the groups."""
+    case = make_case((1, 1, 1030 * 4096 + 4), torch.float32, "uint8", "shared", None, False, "contiguous")
+    results = []
+    for seed in SEEDS[:2]:
+        with EmulatedOps(libraries, seed):
+            results.append(masked_weighted_bce(**case, pseudo_weight=0.3, impl="fused"))
+    assert torch.equal(*results)
+    torch.testing.assert_close(results[0], masked_weighted_bce(**case, pseudo_weight=0.3, impl="reference"))
+
+
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("array", ["logits", "target", "mask", "weight", "grad", "loss_map", "grad_logits"])
 def test_one_array_may_be_misaligned(libraries, array, reduction):
