@@ -113,7 +113,8 @@ void register_bodies(stable::detail::StableLibrary& library) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY(fastseg, library) {
-  // normalize is a BceNormalize. stats (8,) float64 lies as MaskedBceStats says.
+  // normalize is a BceNormalize. stats (8,) float64 lies as MaskedBceStats says. scale: one factor per
+  // source, or the stats that hold them.
   library.def(
       "masked_bce(Tensor logits, Tensor target, Tensor? mask, Tensor? weight, Tensor? pos_weight, "
       "float pseudo_weight, int normalize) -> (Tensor loss, Tensor stats)");

@@ -138,12 +138,13 @@ Tensor masked_bce_backward(const Tensor& grad, const Tensor& logits, const Tenso
       is_map ? contiguous(to(grad, logits.scalar_type()), prepared.layout) : to(grad, real_type(logits));
   if (scale) {
     check_device("scale", *scale, "logits", logits);
-    check_shape("scale", *scale, "one factor per source", {2});
+    if (!has_shape(*scale, {kStatsSize})) check_shape("scale", *scale, "one factor per source", {2});
     check_type(scale->scalar_type() == ScalarType::Double && scale->is_contiguous(),
                "scale must be contiguous and float64");
   }
-  const MaskedBceUpstream upstream{upstream_grad.data_ptr(), is_map,
-                                   scale ? static_cast<const double*>(scale->data_ptr()) : nullptr};
+  const auto* factors = scale ? static_cast<const double*>(scale->data_ptr()) : nullptr;
+  if (scale && scale->size(0) == kStatsSize) factors += kStatsScale;
+  const MaskedBceUpstream upstream{upstream_grad.data_ptr(), is_map, factors};
   const Tensor grad_logits = empty_on(logits, logits.shape(), logits.scalar_type(), prepared.layout);
 #if defined(FASTSEG_WITH_CUDA)
   if (place.is_cuda()) {

@@ -213,8 +213,12 @@ def check_tensors(
             raise ValueError(f"pos_weight must be (C,) = ({logits.shape[1]},), got {tuple(pos_weight.shape)}")
 
 
+def is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real | torch.SymFloat) and not isinstance(value, bool)
+
+
 def check_options(pseudo_weight: float, normalize: str, reduction: str) -> None:
-    if isinstance(pseudo_weight, bool) or not isinstance(pseudo_weight, numbers.Real | torch.SymFloat):
+    if type(pseudo_weight) is not float and not is_number(pseudo_weight):
         raise TypeError(f"pseudo_weight must be a number, got {type(pseudo_weight).__name__}")
     if not 0 <= pseudo_weight < math.inf:
         raise ValueError(f"pseudo_weight must be finite and at least 0, got {pseudo_weight}")
@@ -282,9 +286,8 @@ def _backward(ctx, grad, *_):
     inputs = 6 if stats is None else 7
     if grad is None:
         return (None,) * inputs
-    scale = None if stats is None else stats[6:8]
     grad_logits = masked_bce_backward(
-        grad, logits, target, mask, weight, pos_weight, scale, ctx.pseudo_weight
+        grad, logits, target, mask, weight, pos_weight, stats, ctx.pseudo_weight
     )
     return grad_logits, *(None,) * (inputs - 1)
 

@@ -127,7 +127,9 @@ def check_features(name: str, features: Tensor) -> None:
 def _check_types(features: Tensor, regions: Tensor, num_regions: int) -> None:
     check_is_tensor("features", features)
     check_is_tensor("regions", regions)
-    if isinstance(num_regions, bool) or not isinstance(num_regions, numbers.Integral | torch.SymInt):
+    if type(num_regions) is not int and (
+        isinstance(num_regions, bool) or not isinstance(num_regions, numbers.Integral | torch.SymInt)
+    ):
         raise TypeError(f"num_regions must be an int, got {type(num_regions).__name__}")
     if not 1 <= num_regions < 2**31:
         raise ValueError(f"num_regions must be from 1 to 2**31 - 1, got {num_regions}")
