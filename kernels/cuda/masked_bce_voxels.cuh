@@ -175,16 +175,18 @@ __device__ __forceinline__ void visit_vectors(const MaskedBceInputs& in, const W
   if (gather_mask || gather_weight) {
 #pragma unroll
     for (int v = 0; v < kMany; ++v) {
-      Place place = locate(in, walk, origin + offset[v]);
+      const Place place = locate(in, walk, origin + offset[v]);
+      int64_t left = in.channels - place.channel;  // channels of this place
+      int past = 0;
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
-        if (gather_mask) codes[v].value[i / 4] |= uint32_t(in.mask[place.shared]) << (i % 4 * 8);
+        if (gather_mask) codes[v].value[i / 4] |= uint32_t(in.mask[place.shared + past]) << (i % 4 * 8);
         if constexpr (kScaled) {
-          if (gather_weight) weight[v][i] = read_value<float>(in.weight, in.weight_kind, place.shared);
+          if (gather_weight) weight[v][i] = read_value<float>(in.weight, in.weight_kind, place.shared + past);
         }
-        const bool next = ++place.channel == in.channels;  // after the last channel comes the next place
-        place.channel = next ? 0 : place.channel;
-        place.shared += next;
+        const bool next = --left == 0;
+        left = next ? in.channels : left;
+        past += next;
       }
     }
   }

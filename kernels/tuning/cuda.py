@@ -24,7 +24,7 @@ MOST_CANDIDATES = 16  # of a kernel: all of them are compiled for gpu-tune
 # kernel: {choice: values}, the default first.
 CHOICES = {
     "crop": {"threads": (256, 128, 512), "blocks_per_processor": (8, 4, 16)},
-    "crop_gradient": {"threads": (256, 128, 512), "blocks_per_processor": (8, 4, 16)},
+    "crop_gradient": {"threads": (256, 128), "blocks_per_processor": (8, 4, 16)},
 }
 
 

@@ -92,7 +92,7 @@ class MaskedBCE:
         upstream = {
             "grad": Input(grad),
             "grad_is_map": is_map,
-            "scale": None if scale is None else Input(scale),
+            "scale": None if scale is None else Input(scale[-2:]),  # of the stats, the last two
         }
         self._call("backward", **inputs, **upstream, grad_logits=Output(grad_logits))
         return grad_logits
