@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,6 +49,43 @@ def test_train_predict_evaluate(trained: Path) -> None:
     assert scores["dice"] == pytest.approx(dice)
     assert f"{dice:.4f}" in evaluated.stdout
     assert imageio.imread(trained / "run/figures/test_0.png").std() > 10
+
+
+@pytest.mark.parametrize(
+    ("test", "hint"),
+    [
+        ("[]", "trained: fastseg predict {run} --raw FILE --output prediction.h5"),
+        ("[{raw: phantoms.h5:/raw}]", "trained: fastseg predict {run}"),
+        (
+            "[{raw: phantoms.h5:/raw, labels: phantoms.h5:/somata}]",
+            "trained: fastseg predict {run}, then fastseg evaluate {run}",
+        ),
+    ],
+)
+def test_what_to_do_next_can_be_pasted(tmp_path: Path, test: str, hint: str) -> None:
+    (tmp_path / "my project").mkdir()
+    config = make_project(tmp_path / "my project")
+    done = fastseg("train", config, f"data.test={test}", "train.steps=1")
+    assert done.returncode == 0, done.stderr
+    run = shlex.quote(str(config.parent / "run"))
+    assert done.stdout.splitlines()[-1] == hint.format(run=run)
+    if "--raw" not in hint:
+        assert fastseg(*shlex.split(hint.format(run=run).split(", ")[0])[2:]).returncode == 0
+
+
+def test_suspicious_labels_are_said_by_check_and_train(tmp_path: Path) -> None:
+    config = make_project(tmp_path)
+    with h5py.File(tmp_path / "phantoms.h5", "a") as file:
+        file["somata"][:, :20] = 255
+        file["somata"][:, 20:40] = 2
+    for command_line in (("check", config, "--seconds", 0), ("train", config, "train.steps=1")):
+        done = fastseg(*command_line)
+        assert done.returncode == 0, done.stderr
+        assert "set data.ignore_label: 255" in done.stdout
+        assert (
+            "ignore_label"
+            not in fastseg(*command_line, "data.ignore_label=255", f"output={tmp_path}/b").stdout
+        )
 
 
 def test_predict_another_volume(trained: Path) -> None:
@@ -214,6 +252,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], list[str]], list[str], str]] = {
         "phantoms.h5:/float must hold integers, got float32",
     ),
     "device": (lambda f: [], ["train.device=abacus"], "train.device 'abacus' cannot be used"),
+    "Apple's GPU": (lambda f: [], ["train.device=mps"], "it must be auto, cpu, cuda or cuda:N"),
     "no labels": (lambda f: [], ["data.train.0.labels=null"], "needs labels"),
     "patch and pooling": (
         lambda f: [],

@@ -107,6 +107,17 @@ def test_a_second_call_goes_between_and_beside_the_first(project: Path) -> None:
     assert plan(project, "--slices", 2).stdout.startswith("z0004.tif\nz0019.tif\n")
 
 
+def test_slices_by_hand_and_labels_of_others(project: Path) -> None:
+    assert plan(project, "--at", "9,5").stdout.startswith("z0005.tif\nz0009.tif\n")
+    assert plan(project, "--at", "5,7").stdout.startswith("z0007.tif\n")
+    assert plan(project, "--at", "5").stdout == "all of --at 5 are planned already\n"
+    annotate(project)
+    (project / "plan/z0005_labels.tif").rename(project / "plan/z0011_labels.tif")
+    done = fastseg("annotate-import", project / "plan")
+    assert "slices: [7, 9, 11]" in done.stdout
+    assert "planned, without labels yet: z0005\n" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -115,6 +126,11 @@ def test_a_second_call_goes_between_and_beside_the_first(project: Path) -> None:
         (("--slices", 2, "--region", "z=0"), "--region must look like z=0:64,x=100:356, each axis once"),
         (("--slices", 2, "--region", "z=0:99"), "the range z 0:99 must lie within 0:24"),
         (("--slices", 2, "--axes", "zy"), "axes must name each once"),
+        ((), "give either --slices, how many, or --at, which ones"),
+        (("--slices", 2, "--at", "5"), "give either --slices, how many, or --at, which ones"),
+        (("--at", "5,b"), "--at must be numbers of slices, as in 5,9, got '5,b'"),
+        (("--at", "5,24"), "--at 24: slices along z are numbered 0 to 23"),
+        (("--at", "5", "--run", "nowhere"), "--run chooses slices by itself"),
         (("--slices", 2, "--run", "nowhere"), "nowhere holds no checkpoint: run fastseg train first"),
     ],
 )

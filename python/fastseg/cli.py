@@ -9,6 +9,7 @@ trace. Commands import what they need themselves, so that --help stays fast.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from typing import Annotated, Optional
 
@@ -71,7 +72,13 @@ def train(
     settings = _load(config, overrides)
     run = train_and_report(settings, resume=resume)
     if settings.segments and os.environ.get("RANK", "0") == "0":
-        print(f"trained: fastseg predict {run.path}, then fastseg evaluate {run.path}")
+        path = shlex.quote(str(run.path))
+        if not settings.data.test:
+            print(f"trained: fastseg predict {path} --raw FILE --output prediction.h5")
+        elif all(entry.labels for entry in settings.data.test):
+            print(f"trained: fastseg predict {path}, then fastseg evaluate {path}")
+        else:
+            print(f"trained: fastseg predict {path}")
 
 
 @app.command()
@@ -150,7 +157,14 @@ def evaluate(run: RunPath) -> None:
 def annotate_plan(
     volume: Annotated[str, typer.Argument(metavar="VOLUME", help="The volume, as in brain.h5:/raw.")],
     folder: PlanFolder,
-    slices: Annotated[int, typer.Option(min=1, help="How many slices to add to the plan.")],
+    slices: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="How many slices to add to the plan."),
+    ] = None,
+    at: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="N,N,...", help="Instead: the slices to add, counted from 0."),
+    ] = None,
     axis: Annotated[str, typer.Option(help="Across the slices: z, y or x.")] = "z",
     region: Annotated[
         Optional[str],  # noqa: UP045
@@ -165,14 +179,14 @@ def annotate_plan(
         int, typer.Option(min=1, help="Side of the windows that uncertainty is taken over, with --run.")
     ] = 32,
 ) -> None:
-    """Choose slices to annotate, evenly or where a network is least certain, and write a TIFF of each.
+    """Choose slices to annotate, evenly, by hand or where a network is least certain, and write a TIFF of each.
 
     The same command adds slices to the plan that the folder holds.
     """
     from fastseg.commands.annotate import plan_slices
 
     for line in plan_slices(
-        volume, folder, slices, axis=axis, region=region, run=run, axes=axes, window=window
+        volume, folder, slices, at=at, axis=axis, region=region, run=run, axes=axes, window=window
     ):
         print(line)
 

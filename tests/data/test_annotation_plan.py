@@ -253,8 +253,10 @@ GREY = np.zeros((30, 40), "u1")
             GREY.astype("i2") - 1,
             "holds the id -1: ids must be 0 .* given as --unlabelled",
         ),
-        ("z0004_labels.tif", GREY, r"z0004_labels\.tif is of no planned slice: planned are z0003, z0007"),
-        ("final_labels.tif", GREY, r"final_labels\.tif is of no planned slice"),
+        ("z0020_labels.tif", GREY, r"z0020_labels\.tif is of no slice of the plan: names are z0000 to z0019"),
+        ("y0003_labels.tif", GREY, r"y0003_labels\.tif is of no slice of the plan"),
+        ("final_labels.tif", GREY, r"final_labels\.tif is of no slice of the plan"),
+        ("z7_labels.png", GREY, r"z0007_labels\.tif and .*z7_labels\.png are of one slice"),
         ("z0003_labels.jpg", GREY, r"z0003_labels\.jpg must be \.tif or \.png: other formats may change ids"),
     ],
 )
@@ -271,6 +273,18 @@ def test_labels_that_do_not_fit_are_refused(
     with pytest.raises(InputError, match=message):
         import_annotations(str(tmp_path / "plan"))
     assert not list((tmp_path / "plan").glob("annotations*"))
+
+
+def test_labels_of_slices_that_were_not_planned(tmp_path: Path) -> None:
+    plan_in(tmp_path, [3, 7])
+    for name in ("z0005_labels.png", "z9_labels.tif"):
+        imageio.imwrite(tmp_path / "plan" / name, GREY + int(name[1:2] == "9") + 1)
+    found = import_annotations(str(tmp_path / "plan"))
+    assert (found.slices, found.missing) == ([5, 9], [3, 7])
+    with h5py.File(found.path) as file:
+        assert [int(z) for z in np.flatnonzero(file["mask"][:].any((1, 2)))] == [5, 9]
+        assert (file["labels"][5] == 1).all()
+        assert (file["labels"][9] == 2).all()
 
 
 @pytest.mark.parametrize("suffix", ["tif", "png"])

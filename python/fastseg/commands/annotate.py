@@ -35,33 +35,42 @@ from fastseg.train.ranks import Ranks
 def plan_slices(
     path: str,
     folder: str,
-    count: int,
+    count: int | None,
     *,
+    at: str | None = None,
     axis: str = "z",
     region: str | None = None,
     run: str | None = None,
     axes: str | None = None,
     window: int = 32,
 ) -> list[str]:
-    """Add ``count`` slices of a volume to the plan in ``folder``: even, or where the network of ``run`` is least
-    certain. Returns lines to print."""
+    """Add slices of a volume to the plan in ``folder``: ``count`` that are even, or where the network of ``run`` is
+    least certain; or those of ``at``, as in ``5,9``. Returns lines to print."""
     if axis not in ("z", "y", "x"):
         raise InputError(f"--axis must be z, y or x, got {axis}")
+    if (count is None) == (at is None):
+        raise InputError("give either --slices, how many, or --at, which ones")
+    if at is not None and run is not None:
+        raise InputError("--run chooses slices by itself: leave --at or --run")
     volume = open_volume(path, axes)
     part = crop(volume, parse_region(region)) if region else volume
     plan = continue_plan(folder, plan_of(volume, part, path, axes, axis))
     taken = taken_slices(plan, folder)
-    if count > plan.depth - len(taken):
+    if count is not None and count > plan.depth - len(taken):
         raise InputError(
             f"--slices {count}: of the {plan.depth} slices along {axis}, {plan.depth - len(taken)} are not planned yet"
         )
     lines = []
-    if run is None:
-        chosen = [PlannedSlice(plan.first + place) for place in spread_slices(plan.depth, count, taken)]
+    if at is not None:
+        chosen = [PlannedSlice(index) for index in _slices_by_hand(at, plan)]
+        if not chosen:
+            return [f"all of --at {at} are planned already"]
+    elif run is None:
+        chosen = [PlannedSlice(plan.first + place) for place in spread_slices(plan.depth, count or 0, taken)]
     else:
         uncertainty = _uncertainty(run, part, plan.number, window)
         scores = uncertainty.scores()
-        places, asked, kept = highest_slices(scores, count, taken)
+        places, asked, kept = highest_slices(scores, count or 0, taken)
         if kept < asked:
             lines.append(f"no slice was left {asked:.3g} from all others: some are only {kept:.3g} apart")
         chosen = [
@@ -99,6 +108,19 @@ def import_labels(folder: str, unlabelled: int | None = None) -> list[str]:
     layout = {"sort_keys": False, "default_flow_style": None, "width": 10**6, "allow_unicode": True}
     text = yaml.safe_dump({"data": {"train": [entry]}}, **layout)
     return [*lines, "in a configuration:", *(f"  {line}" for line in text.splitlines())]
+
+
+def _slices_by_hand(at: str, plan: Plan) -> list[int]:
+    """Those of ``5,9`` that are not planned yet, in order."""
+    low, high = plan.region[plan.number]
+    try:
+        indexes = sorted({int(part) for part in at.split(",")})
+    except ValueError:
+        raise InputError(f"--at must be numbers of slices, as in 5,9, got {at!r}") from None
+    for index in indexes:
+        if not low <= index < high:
+            raise InputError(f"--at {index}: slices along {plan.axis} are numbered {low} to {high - 1}")
+    return [index for index in indexes if index not in plan.indexes()]
 
 
 def _uncertainty(path: str, volume: Volume, axis: int, window: int) -> SliceUncertainty:

@@ -19,7 +19,7 @@ from fastseg.data.volumes import Volume
 from fastseg.methods.networks import build_network
 from fastseg.methods.registry import prepare
 from fastseg.methods.sparse_2d3d import slices_config
-from fastseg.methods.supervised import describe
+from fastseg.methods.supervised import describe, suspicious
 from fastseg.predict import CHUNK, Grid, Tiling
 from fastseg.train.config import Config
 from fastseg.train.device import autocast_dtype, device_name
@@ -45,6 +45,8 @@ def check_run(config: Config, seconds: float) -> list[str]:
         for volume, index in zip(volumes, task.indexes, strict=True):
             _read_all(volume)
             lines += [f"  {describe(volume, index)}", f"    {_storage(volume.raw)}"]
+            if volume.labels is not None:
+                lines.append(f"    ids: {index.ids or 'none'}")
         held_out = open_validation(config, volumes[0].raw)
         if held_out:
             lines.append(f"validation, every {config.train.validate_every} steps")
@@ -67,7 +69,7 @@ def check_run(config: Config, seconds: float) -> list[str]:
         if config.method == "domain_adaptation":
             lines += _phases(config)
         lines += _training(config, volumes, task, ranks)
-        trouble = _trouble(config, volumes, task, ranks)
+        trouble = suspicious(config, volumes, task.indexes) + _trouble(config, volumes, task, ranks)
         if seconds > 0:
             rates = measure_pipeline(task, config, ranks, seconds)
             lines += _measured(rates, ranks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,11 +40,12 @@ def import_annotations(folder: str, unlabelled: int | None = None) -> Imported:
     ``labels``, of the smallest unsigned dtype that holds the ids, and ``mask``, uint8: 1 on the annotated slices, 0
     elsewhere and where the id is ``unlabelled``, whose labels are 0. Both have the shape (z, y, x) of the volume's
     file. Files of labels are grey images of the slice's height and width, of integers from 0 on; 0 is background.
-    Other slices cost nothing: their chunks are not stored. Memory: labels and mask of one slice of the file.
+    Slices that were not planned are taken as well. Those without labels cost nothing: their chunks are not stored.
+    Memory: labels and mask of one slice of the file.
     InputError for a file that does not fit, with what is wrong.
     """
     plan = load_plan(folder)
-    files = _planned_files(plan, folder)
+    files = _files_by_slice(plan, folder)
     highest = labelled = foreground = 0
     for path in files.values():
         ids, known = _read_labels(path, plan, unlabelled)
@@ -78,17 +80,26 @@ def import_annotations(folder: str, unlabelled: int | None = None) -> Imported:
     return Imported(plan, path, list(files), missing, labelled, foreground)
 
 
-def _planned_files(plan: Plan, folder: str) -> dict[int, str]:
-    """The files of labels by the slice they are of, in order."""
-    planned = {plan.name(index): index for index in sorted(plan.indexes())}
+def _files_by_slice(plan: Plan, folder: str) -> dict[int, str]:
+    """The files of labels by the slice they are of, planned or not, in order."""
     found = label_files(folder)
     if not found:
-        name = next(iter(planned), plan.name(plan.first))
+        name = plan.name(min(plan.indexes(), default=plan.first))
         raise InputError(f"{folder} holds no labels: save those of {name}.tif as {name}_labels.tif or .png")
+    low, high = plan.region[plan.number]
+    files: dict[int, str] = {}
     for name, path in found.items():
-        if name not in planned:
-            raise InputError(f"{path} is of no planned slice: planned are {', '.join(planned) or 'none'}")
-    return {index: found[name] for name, index in planned.items() if name in found}
+        match = re.fullmatch(rf"{plan.axis}(\d+)", name)
+        index = int(match[1]) if match else -1
+        if not low <= index < high:
+            raise InputError(
+                f"{path} is of no slice of the plan: names are {plan.name(low)} to {plan.name(high - 1)}, counted from "
+                f"{low}, and _labels"
+            )
+        if index in files:
+            raise InputError(f"{files[index]} and {path} are of one slice: keep one of them")
+        files[index] = path
+    return dict(sorted(files.items()))
 
 
 def _blocks(plan: Plan, annotated: list[int]) -> list[Block]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from fastseg.data.cache import ChunkCache
+from fastseg.data.label_facts import IdCounts
 from fastseg.data.volumes import Box, Volume, require_finite
 from fastseg.errors import InputError
 
@@ -124,9 +125,11 @@ class AnnotatedVolume:
         stop: Sequence[int],
         target: np.ndarray | None = None,
         codes: np.ndarray | None = None,
+        *,
+        ids: IdCounts | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Target (classes, z, y, x) of ``target_dtype`` in [0, 1] and codes (1, z, y, x) uint8, in place where arrays
-        are given."""
+        are given. ids: to count the labels' own ids in, at labelled voxels."""
         box = tuple(b - a for a, b in zip(start, stop, strict=True))
         target = np.empty((self.target_channels, *box), self.target_dtype) if target is None else target
         codes = np.empty((1, *box), np.uint8) if codes is None else codes
@@ -148,6 +151,8 @@ class AnnotatedVolume:
             codes[silent] = PSEUDO
         if self.ignore_label is not None:
             codes[labels == self.ignore_label] = IGNORED
+        if ids is not None:
+            ids.add(labels[codes == LABELLED])
         return target, codes
 
     def _read_codes(self, start: Sequence[int], stop: Sequence[int], codes: np.ndarray) -> None:
@@ -177,7 +182,8 @@ class AnnotatedVolume:
 class LabelIndex:
     """What a pass over the labels of one volume found, for drawing patches and for telling the user.
 
-    labelled, foreground: up to 100,000 positions (z, y, x) each, drawn uniformly. The counts are exact.
+    labelled, foreground: up to 100,000 positions (z, y, x) each, drawn uniformly. The counts are exact; ids are those
+    of the labels at labelled voxels.
     """
 
     labelled: np.ndarray
@@ -185,6 +191,7 @@ class LabelIndex:
     labelled_voxels: int
     pseudo_voxels: int
     foreground_voxels: int
+    ids: IdCounts = field(default_factory=IdCounts)
 
 
 def index_labels(volume: AnnotatedVolume, seed: int) -> LabelIndex:
@@ -195,9 +202,9 @@ def index_labels(volume: AnnotatedVolume, seed: int) -> LabelIndex:
         nowhere = np.empty((0, 3), np.int64)
         return LabelIndex(nowhere, nowhere, 0, 0, 0)
     keep = {"labelled": _Reservoir(rng), "foreground": _Reservoir(rng)}
-    pseudo = 0
+    pseudo, ids = 0, IdCounts()
     for start, stop in _annotated_blocks(volume):
-        target, codes = volume.read_target(start, stop)
+        target, codes = volume.read_target(start, stop, ids=ids)
         for name, chosen in (
             ("labelled", codes[0] != 0),
             ("foreground", (codes[0] != 0) & (target >= 0.5).any(axis=0)),
@@ -206,7 +213,7 @@ def index_labels(volume: AnnotatedVolume, seed: int) -> LabelIndex:
         pseudo += int(np.count_nonzero(codes == PSEUDO))
     labelled, foreground = keep["labelled"], keep["foreground"]
     return LabelIndex(
-        labelled.positions, foreground.positions, labelled.seen - pseudo, pseudo, foreground.seen
+        labelled.positions, foreground.positions, labelled.seen - pseudo, pseudo, foreground.seen, ids
     )
 
 

@@ -17,6 +17,7 @@ from fastseg.data.annotations import AnnotatedVolume, LabelIndex, index_labels
 from fastseg.data.augment import augment
 from fastseg.data.buffers import Batch
 from fastseg.data.intensity import measure_intensity
+from fastseg.data.label_facts import label_warnings
 from fastseg.data.loader import PatchLoader
 from fastseg.data.resident import ResidentLoader, choose_loader
 from fastseg.data.volumes import Box
@@ -174,10 +175,20 @@ def train_task(
         if ranks.first and not quiet:
             for volume, index in zip(volumes, task.indexes, strict=True):
                 print(describe(volume, index))
+            for line in suspicious(config, volumes, task.indexes):
+                print(f"warning: {line}", flush=True)
         chooser = morphology_chooser(config, volumes, task.network, ranks, run)
         channels = volumes[0].raw.channels
         fit_run(task, config, channels, run, ranks, chooser=chooser, resume=resume, quiet=quiet)
     return run
+
+
+def suspicious(
+    config: Config, volumes: Sequence[AnnotatedVolume], indexes: Sequence[LabelIndex]
+) -> list[str]:
+    """What is probably wrong with the labels of training volumes, a line each."""
+    labelled = [(v.labels, i.ids) for v, i in zip(volumes, indexes, strict=True) if v.labels is not None]
+    return label_warnings([v for v, _ in labelled], [ids for _, ids in labelled], config.data.classes)
 
 
 def describe(volume: AnnotatedVolume, index: LabelIndex) -> str:

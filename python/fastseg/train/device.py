@@ -9,18 +9,27 @@ import torch
 
 from fastseg.errors import InputError
 
+# Of what torch says; the dispatcher's message alone is a page.
+_MOST_SAID = 120
+
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` is the first CUDA device if there is one, otherwise the CPU."""
+    """``auto`` is the first CUDA device if there is one, otherwise the CPU. InputError for devices without kernels, and
+    those that this machine lacks."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError(f"fastseg has kernels for cpu and cuda, not for {device.type}")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"train.device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+        said = str(error).splitlines()[0][:_MOST_SAID]
+        raise InputError(
+            f"train.device {name!r} cannot be used: {said}; it must be auto, cpu, cuda or cuda:N"
+        ) from error
     return device
 
 
