@@ -321,5 +321,12 @@ def test_raw_and_output_go_together_and_differ(trained: Path) -> None:
     raw, output = f"{trained}/phantoms.h5:/raw", trained / "phantoms.h5"
     done = fastseg("predict", trained / "run", "--raw", raw, "--output", output)
     assert (done.returncode, "is the file that --raw is in" in done.stderr) == (2, True)
+    notes = trained / "notes.h5"
+    notes.write_text("a file of somebody's")
+    done = fastseg("predict", trained / "run", "--raw", raw, "--output", notes)
+    assert (done.returncode, "notes.h5 exists: add --overwrite" in done.stderr) == (2, True)
+    assert notes.read_text() == "a file of somebody's"
+    assert fastseg("predict", trained / "run", "--raw", raw, "--output", notes, "--overwrite").returncode == 0
+    assert open_volume(f"{notes}:/segmentation").shape == (24, 64, 64)
     done = fastseg("predict", trained / "nothing")
     assert (done.returncode, "holds no checkpoint" in done.stderr) == (2, True)

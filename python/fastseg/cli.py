@@ -112,6 +112,9 @@ def predict(
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin anew where an interrupted prediction was left.")
     ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file that --output names, where there is one.")
+    ] = False,
 ) -> None:
     """Segment volumes with the newest checkpoint of a run, from file to file.
 
@@ -128,6 +131,7 @@ def predict(
         voxel_size=voxel_size,
         overrides=overrides or [],
         restart=restart,
+        overwrite=overwrite,
     )
     for path in files:
         print(f"wrote {path}")

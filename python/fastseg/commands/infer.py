@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastseg.data.annotations import AnnotatedVolume
-from fastseg.data.outputs import OUTPUT_SUFFIXES
+from fastseg.data.outputs import OUTPUT_SUFFIXES, is_begun
 from fastseg.data.volumes import open_volume
 from fastseg.errors import InputError
 from fastseg.methods.inference import segment, trained_network
@@ -33,11 +33,13 @@ def predict_run(
     voxel_size: str | None = None,
     overrides: Sequence[str] = (),
     restart: bool = False,
+    overwrite: bool = False,
     quiet: bool = False,
 ) -> list[str]:
     """Segment the test volumes of a run, or ``raw`` (or its ``region``) into ``output``; returns the files written.
 
-    What an interrupted prediction has finished is gone on with, unless ``restart``.
+    What an interrupted prediction has finished is gone on with, unless ``restart``. An ``output`` that is there already
+    is replaced only with ``overwrite``.
     """
     run = RunFolder(path)
     config = parse_config(apply_overrides(run.load()["config"], overrides), path)
@@ -55,6 +57,8 @@ def predict_run(
         volume = crop(volume, parse_region(region)) if region else volume
         if os.path.exists(output) and os.path.samefile(output, volume.source.path):
             raise InputError(f"--output {output} is the file that --raw is in: name another")
+        if os.path.exists(output) and not (overwrite or is_begun(output)):
+            raise InputError(f"--output {output} exists: add --overwrite to replace it, or name another")
         jobs = [(at_voxel_size(volume, config.data), output)]
     else:
         if not config.data.test:

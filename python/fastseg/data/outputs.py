@@ -269,6 +269,11 @@ def open_output(
     return Output(path, arrays, blocks, settings or {}, resume, rank, world, barrier or (lambda: None))
 
 
+def is_begun(path: str) -> bool:
+    """Whether an output of this name was begun and is not whole, or not known to be."""
+    return Journal(path).plan() is not None
+
+
 @contextmanager
 def _writing(path: str) -> Iterator[None]:
     """Turns the operating system's errors into one that names the output."""

@@ -78,7 +78,7 @@ class Journal:
     def open_manifest(self, rank: int) -> None:
         """Open this rank's manifest for itself alone."""
         self._manifest = open_appending(self.file(f"manifest.{rank}.jsonl"))
-        if not _lock(self._manifest):
+        if not try_lock(self._manifest):
             raise InputError(f"{self.folder} is being written by another process")
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -115,7 +115,7 @@ class Journal:
     def _refuse_company(self) -> None:
         for _, path in self._manifests():
             with open(path, "rb") as file:
-                if not _lock(file):
+                if not try_lock(file):
                     raise InputError(f"{self.folder} is being written by another process")
 
 
@@ -185,7 +185,7 @@ def _cut(path: str, accept: Callable[[dict[str, Any]], bool]) -> None:
         os.fsync(file.fileno())
 
 
-def _lock(file: Any) -> bool:
+def try_lock(file: Any) -> bool:
     """False if another process holds the file; file systems without locks let everyone pass."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

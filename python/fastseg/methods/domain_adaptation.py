@@ -28,6 +28,7 @@ from fastseg.train.config import Config
 from fastseg.train.domain_adaptation_config import Phase
 from fastseg.train.memory import explaining_out_of_memory
 from fastseg.train.ranks import Ranks, join
+from fastseg.train.run_lock import writing_alone
 from fastseg.train.stop_config import StopConfig
 
 _PHASES = {
@@ -39,7 +40,7 @@ _PHASES = {
 
 def train(config: Config, *, resume: bool = False, quiet: bool = False) -> RunFolder:
     """Run the phases of a configuration's strategy, with the processes that torchrun or the like started."""
-    with join(config.train.device) as ranks:
+    with join(config.train.device) as ranks, writing_alone(config.output, ranks):
         config = _whole(config)
         run, settings = RunFolder(config.output), config.domain_adaptation
         if ranks.first:

@@ -42,6 +42,7 @@ from fastseg.train.config import Config, TrainConfig
 from fastseg.train.inputs import augmentation, each_image, open_training, open_validation
 from fastseg.train.memory import explaining_out_of_memory
 from fastseg.train.ranks import Ranks, join
+from fastseg.train.run_lock import writing_alone
 from fastseg.train.task import Task, Update
 
 __all__ = ["PatchContrastTask", "build_network", "train"]
@@ -55,7 +56,7 @@ _LARGEST_WINDOW = {2: 1024, 3: 256}
 
 def train(config: Config, *, resume: bool = False, quiet: bool = False) -> RunFolder:
     """Train on images without labels and segment them, with the processes that torchrun or the like started."""
-    with join(config.train.device) as ranks:
+    with join(config.train.device) as ranks, writing_alone(config.output, ranks):
         run = RunFolder(config.output)
         config, volumes = _opened(config)
         with explaining_out_of_memory(

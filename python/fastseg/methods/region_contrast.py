@@ -36,12 +36,13 @@ from fastseg.train.config import Config
 from fastseg.train.inputs import augmentation, each_image, open_training
 from fastseg.train.memory import explaining_out_of_memory
 from fastseg.train.ranks import Ranks, join
+from fastseg.train.run_lock import writing_alone
 from fastseg.train.task import Task
 
 
 def train(config: Config, *, resume: bool = False, quiet: bool = False) -> RunFolder:
     """Run the stage of a configuration, with the processes that torchrun or the like started."""
-    with join(config.train.device) as ranks:
+    with join(config.train.device) as ranks, writing_alone(config.output, ranks):
         config = each_image(config)
         if config.region_contrast.stage == "finetune":
             if config.network.weights is None:

@@ -23,6 +23,7 @@ from fastseg.train.config import Config
 from fastseg.train.config_file import parse_config
 from fastseg.train.inputs import open_training
 from fastseg.train.ranks import Ranks, join
+from fastseg.train.run_lock import writing_alone
 
 __all__ = ["build_network", "infer_pseudo_labels", "prepare", "slices_config", "train"]
 
@@ -34,7 +35,7 @@ _LARGEST_WINDOW = 1024
 
 def train(config: Config, *, resume: bool = False, quiet: bool = False) -> RunFolder:
     """Train the 2D network, let it label the volumes, train the 3D network; a phase that is done is not repeated."""
-    with join(config.train.device) as ranks:
+    with join(config.train.device) as ranks, writing_alone(config.output, ranks):
         run = RunFolder(config.output)
         if ranks.first:
             require_fresh_or_same(config, run, resume)

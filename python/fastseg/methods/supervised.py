@@ -32,6 +32,7 @@ from fastseg.train.config import Config
 from fastseg.train.inputs import augmentation, build_sampler, open_training, open_validation
 from fastseg.train.memory import explaining_out_of_memory
 from fastseg.train.ranks import Ranks, join
+from fastseg.train.run_lock import writing_alone
 from fastseg.train.task import Task
 
 
@@ -130,7 +131,7 @@ def prepare(config: Config, ranks: Ranks) -> tuple[Config, list[AnnotatedVolume]
 def train(config: Config, *, resume: bool = False, quiet: bool = False) -> RunFolder:
     """Train the network of a configuration into the folder ``config.output``, with the processes that torchrun or
     the like started."""
-    with join(config.train.device) as ranks:
+    with join(config.train.device) as ranks, writing_alone(config.output, ranks):
         return train_with(config, ranks, resume=resume, quiet=quiet)
 
 

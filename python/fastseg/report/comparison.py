@@ -13,7 +13,7 @@ from fastseg.data.annotations import AnnotatedVolume
 from fastseg.data.volumes import Volume
 from fastseg.metrics import Confusion
 from fastseg.report.pictures import for_display
-from fastseg.train.checkpoint import write_atomically
+from fastseg.train.checkpoint import temporary_name, write_atomically
 
 _TRUTH_COLOUR = (0.1, 0.9, 0.3)
 _PREDICTION_COLOUR = (1.0, 0.55, 0.0)
@@ -82,7 +82,7 @@ def draw_comparison(path: str, truth: AnnotatedVolume, predictions: Mapping[str,
             panel.set_yticks([])
     figure.suptitle(title, fontsize=12)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    partial = path + ".partial"
+    partial = temporary_name(path)
     figure.savefig(partial, format="png")
     os.replace(partial, path)
 

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import io
 import json
 import os
 import re
+import secrets
 from typing import Any, Literal
 
 import torch
@@ -37,8 +37,6 @@ class RunFolder:
 
     def save(self, step: int, state: dict[str, Any]) -> str:
         """Write the checkpoint of ``step``; earlier ones stay untouched if the disk is full."""
-        for left_by_a_kill in glob.glob(os.path.join(glob.escape(self.file("checkpoints")), "*.partial")):
-            os.remove(left_by_a_kill)
         buffer = io.BytesIO()
         torch.save(state, buffer)
         path = self.file("checkpoints", f"step_{step:08d}.pt")
@@ -84,8 +82,8 @@ def load_checkpoint(path: str, map_location: Any = "cpu") -> dict[str, Any]:
 
 
 def write_atomically(path: str, content: bytes | memoryview) -> None:
-    """Write a file under a temporary name, flush it to disk, then rename it."""
-    partial = path + ".partial"
+    """Write a file under a temporary name of its own, flush it to disk, then rename it."""
+    partial = temporary_name(path)
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with open(partial, "wb") as file:
@@ -98,6 +96,11 @@ def write_atomically(path: str, content: bytes | memoryview) -> None:
         if os.path.exists(partial):
             os.remove(partial)
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def temporary_name(path: str) -> str:
+    """A name beside ``path`` that no other writer of it takes."""
+    return f"{path}.{secrets.token_hex(4)}.partial"
 
 
 def read_json(path: str) -> Any:
