@@ -34,13 +34,15 @@ class Hdf5Source(Source):
         self.path = path
         self.name = path
         try:
-            self._describe(self.handle(), dataset)
+            with self.handle() as file:
+                self._describe(file, dataset)
         except InputError:
             raise
         except Exception as error:  # libhdf5's errors come as half a dozen types
             raise InputError(f"{self.name} cannot be opened as HDF5: {reason(error)}") from error
 
     def after_fork(self) -> None:
+        super().after_fork()
         from h5py._objects import phil
 
         # h5py's own lock, which it renews itself: with another one, a thread that has this and opens the file and a
@@ -71,7 +73,8 @@ class Hdf5Source(Source):
 
     def read(self, slices: Slices) -> np.ndarray:
         try:
-            return self._array(self.handle())[slices]
+            with self.handle() as file:
+                return self._array(file)[slices]
         except Exception as error:  # libhdf5's errors come as half a dozen types
             raise InputError(
                 f"{self.name} cannot be read at {describe_box(slices)}: {reason(error)}"
@@ -95,10 +98,9 @@ class Hdf5Source(Source):
     def _chunks(self) -> StoredChunks | None:
         found = self._stored
         if found is None or found[0] != os.getpid():
-            array = self._array(self.handle())
-            with self._lock:
+            with self.handle() as file, self._lock:
                 if self._stored is None or self._stored[0] != os.getpid():
-                    self._stored = (os.getpid(), stored_chunks(array))
+                    self._stored = (os.getpid(), stored_chunks(self._array(file)))
                 found = self._stored
         return found[1]
 

@@ -9,10 +9,14 @@ checksum. A dataset with any other (szip, blosc, zstd, ...) is left to the libra
 from __future__ import annotations
 
 import itertools
+import math
 import os
+from array import array
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from fastseg.data.open_files import OpenFile
 
 _DEFLATE, _SHUFFLE, _FLETCHER32, _LZF = 1, 2, 3, 32000
 _ORDER = {_SHUFFLE: 0, _DEFLATE: 1, _LZF: 1, _FLETCHER32: 2}
@@ -25,36 +29,62 @@ class StoredChunk(NamedTuple):
     skipped: int
 
 
+class _ByteFile(OpenFile):
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = path
+
+    def open(self) -> Any:
+        return open(self.path, "rb", buffering=0)
+
+
 class StoredChunks:
-    """The chunks of one dataset. Takes 16 bytes of memory for each; open in one process alone."""
+    """The chunks of one dataset that were ever written. Takes 24 bytes of memory for each, whatever the shape."""
 
     def __init__(self, dataset: Any, filters: list[int]) -> None:
         self.filters, self.chunks = filters, dataset.chunks
         self.dtype, self.fill = dataset.dtype, dataset.fillvalue
         self.bytes = int(np.prod(self.chunks)) * self.dtype.itemsize
-        self.file = open(dataset.file.filename, "rb", buffering=0)  # noqa: SIM115 - closed with its owner
-        grid = tuple(-(-n // c) for n, c in zip(dataset.shape, self.chunks, strict=True))
-        self.offsets = np.full(grid, -1, np.int64)
-        self.sizes = np.zeros(grid, np.uint32)
-        self.skipped = np.zeros(grid, np.uint32)
+        self.file = _ByteFile(dataset.file.filename)
+        self.grid = _grid(dataset)
+        numbers, offsets, sizes, skipped = array("q"), array("q"), array("I"), array("I")
 
         def note(chunk: Any) -> None:
-            place = tuple(o // c for o, c in zip(chunk.chunk_offset, self.chunks, strict=True))
-            self.offsets[place], self.sizes[place] = chunk.byte_offset, chunk.size
-            self.skipped[place] = chunk.filter_mask
+            index = tuple(o // c for o, c in zip(chunk.chunk_offset, self.chunks, strict=True))
+            numbers.append(self._number(index))
+            offsets.append(chunk.byte_offset)
+            sizes.append(chunk.size)
+            skipped.append(chunk.filter_mask)
 
         dataset.id.chunk_iter(note)
+        order = np.argsort(np.array(numbers), kind="stable")
+        self.numbers, self.offsets, self.sizes, self.skipped = (
+            np.array(column)[order] for column in (numbers, offsets, sizes, skipped)
+        )
 
     def read(self, index: tuple[int, ...]) -> StoredChunk | None:
-        offset, size = int(self.offsets[index]), int(self.sizes[index])
-        if offset < 0:
+        number = self._number(index)
+        at = int(np.searchsorted(self.numbers, number))
+        if at == len(self.numbers) or self.numbers[at] != number:
             return None
-        data = os.pread(self.file.fileno(), size, offset)
+        offset, size = int(self.offsets[at]), int(self.sizes[at])
+        with self.file.handle() as file:
+            # Sizes come from files that may be damaged: never more than there is.
+            data = os.pread(file.fileno(), min(size, os.fstat(file.fileno()).st_size), offset)
         if len(data) != size:
             raise OSError(
                 f"the file ends within a chunk: {size} bytes from {offset} expected, got {len(data)}"
             )
-        return StoredChunk(data, int(self.skipped[index]))
+        return StoredChunk(data, int(self.skipped[at]))
+
+    def _number(self, index: tuple[int, ...]) -> int:
+        """In C order within the grid of chunks."""
+        number = 0
+        for i, n in zip(index, self.grid, strict=True):
+            if not 0 <= i < n:
+                raise IndexError(f"chunk {index} is outside the grid {self.grid} of the dataset's chunks")
+            number = number * n + i
+        return number
 
     def decode(self, stored: StoredChunk | None) -> np.ndarray:
         if stored is None:
@@ -76,12 +106,18 @@ def stored_chunks(dataset: Any) -> StoredChunks | None:
     # Offsets count from the end of a user block, and other drivers split or map the file.
     if dataset.file.userblock_size or dataset.file.driver != "sec2":
         return None
+    if math.prod(_grid(dataset)) >= 2**63:
+        return None
     properties = dataset.id.get_create_plist()
     filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
     ranks = [_ORDER.get(code, -1) for code in filters]
     if -1 in ranks or any(b <= a for a, b in itertools.pairwise(ranks)):
         return None
     return StoredChunks(dataset, filters)
+
+
+def _grid(dataset: Any) -> tuple[int, ...]:
+    return tuple(-(-n // c) for n, c in zip(dataset.shape, dataset.chunks, strict=True))
 
 
 def _undo(code: int, data: Any, size: int, itemsize: int) -> Any:

@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What every array file offers: shape, dtype, chunks, voxel size and lazy reading in the file's own axes.
 
-A source opens its file on first use in each process, so it pickles as its path and survives fork and spawn.
+A source opens its file when it is read, in each process anew (open_files.py), so it pickles as its path and survives
+fork and spawn.
 Its errors are InputErrors that name the file. The formats are in hdf5.py, zarr.py, n5.py, tiff.py and images.py;
 .npy is here.
 """
 
 from __future__ import annotations
 
-import os
-import threading
 from typing import Any
 
 import numpy as np
 
-from fastseg.data.cache import renew_after_fork
+from fastseg.data.open_files import OpenFile
 from fastseg.errors import InputError
 
 # Units as files spell them; an axis without a unit has no size.
@@ -30,7 +29,7 @@ MICROMETRES = {
 Slices = tuple[slice, ...]
 
 
-class Source:
+class Source(OpenFile):
     """What every format offers. ``axes`` is a string over "tczyx", one letter per axis of ``shape``."""
 
     path: str
@@ -41,44 +40,17 @@ class Source:
     chunks: tuple[int, ...] | None = None
     voxel_size: tuple[float, float, float] | None = None  # micrometres, z y x
 
-    def __init__(self) -> None:
-        self._handle: Any = None
-        self._owner = 0
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        self._lock = threading.Lock()
-
-    def open(self) -> Any:
-        """The format's handle, opened once per process."""
-        raise NotImplementedError
-
     def read(self, slices: Slices) -> np.ndarray:
         """The box ``slices`` of the file, one slice of step 1 per axis."""
         raise NotImplementedError
-
-    def handle(self) -> Any:
-        with self._lock:
-            if self._handle is None or self._owner != os.getpid():
-                self._handle = self.open()
-                self._owner = os.getpid()
-            return self._handle
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_handle", "_owner", "_lock")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        Source.__init__(self)
-        self.__dict__.update(state)
 
 
 class NpySource(Source):
     def __init__(self, path: str) -> None:
         super().__init__()
         self.name = self.path = path
-        array = self.handle()
-        self.shape, self.dtype = array.shape, array.dtype
+        with self.handle() as array:
+            self.shape, self.dtype = array.shape, array.dtype
         self.axes = guess_axes(len(self.shape))
 
     def open(self) -> Any:
@@ -88,7 +60,8 @@ class NpySource(Source):
             raise InputError(f"{self.path} cannot be opened as .npy: {reason(error)}") from error
 
     def read(self, slices: Slices) -> np.ndarray:
-        return np.array(self.handle()[slices])
+        with self.handle() as array:
+            return np.array(array[slices])
 
 
 def guess_axes(ndim: int) -> str:

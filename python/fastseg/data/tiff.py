@@ -33,7 +33,8 @@ class TiffSource(Source):
         super().__init__()
         self.name = self.path = path
         try:
-            self._describe(self.handle())
+            with self.handle() as file:
+                self._describe(file)
         except InputError:
             raise
         except Exception as error:  # damaged tags raise whatever tifffile stumbles over
@@ -103,28 +104,31 @@ class TiffSource(Source):
 
     def read(self, slices: Slices) -> np.ndarray:
         try:
-            file = self.handle()
-            series = file.series[0]
-            if self.mapped:
-                stored = series.dtype.newbyteorder(file.byteorder)  # the series states the native order
-                array = np.memmap(self.path, stored, "r", series.dataoffset, self.shape)
-                return np.array(array[slices])
-            if not self.is_paged:
-                return self._cache.get("series", series.asarray)[slices].copy()
-            leading, within = self.shape[: -self.page_axes], slices[-self.page_axes :]
-            ranges = [range(s.start, s.stop) for s in slices[: -self.page_axes]]
-            out = np.empty([s.stop - s.start for s in slices], self.dtype)
-            for position in np.ndindex(*map(len, ranges)):
-                index = [r[i] for r, i in zip(ranges, position, strict=True)]
-                page = int(np.ravel_multi_index(index, leading)) if index else 0
-                self._read_page(series, page, within, out[position])
-            return out
+            with self.handle() as file:
+                return self._read(file, slices)
         except InputError:
             raise
         except Exception as error:  # each compression fails in its own way
             raise InputError(
                 f"{self.path} cannot be read at {describe_box(slices)}: {reason(error)}"
             ) from error
+
+    def _read(self, file: Any, slices: Slices) -> np.ndarray:
+        series = file.series[0]
+        if self.mapped:
+            stored = series.dtype.newbyteorder(file.byteorder)  # the series states the native order
+            array = np.memmap(self.path, stored, "r", series.dataoffset, self.shape)
+            return np.array(array[slices])
+        if not self.is_paged:
+            return self._cache.get("series", series.asarray)[slices].copy()
+        leading, within = self.shape[: -self.page_axes], slices[-self.page_axes :]
+        ranges = [range(s.start, s.stop) for s in slices[: -self.page_axes]]
+        out = np.empty([s.stop - s.start for s in slices], self.dtype)
+        for position in np.ndindex(*map(len, ranges)):
+            index = [r[i] for r, i in zip(ranges, position, strict=True)]
+            page = int(np.ravel_multi_index(index, leading)) if index else 0
+            self._read_page(series, page, within, out[position])
+        return out
 
     def _read_page(self, series: Any, number: int, box: Slices, out: np.ndarray) -> None:
         with self._pages_lock:
