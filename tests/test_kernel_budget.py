@@ -98,6 +98,19 @@ def test_the_cases_of_a_switch_are_found(planted, widths):
     assert sum(i.load_bytes for i in turn.instructions) == sum(widths)
 
 
+def test_a_warp_whose_lanes_are_together_takes_no_detour():
+    code = [
+        Instruction(0x00, "", "BRA.DIV", "UR4, 0x30"),
+        Instruction(0x10, "", "SHFL.BFLY", "PT, R1, R2, 0x4, 0x1f"),
+        Instruction(0x20, "", "EXIT", ""),
+        Instruction(0x30, "", "WARPSYNC", "R3"),
+        Instruction(0x40, "", "SHFL.BFLY", "PT, R1, R2, 0x4, 0x1f"),
+        Instruction(0x50, "", "BRA", "0x20"),
+    ]
+    assert cheapest_turn(code, {"SHFL": 1}).instructions == code[:3]
+    assert cheapest_turn(code, {"SHFL": 1, "WARPSYNC": 1}) is None
+
+
 def test_resident_blocks_by_hand():
     sm_90 = GPUS["sm_90"]
     assert resident_blocks(sm_90, 256, 32, 0) == 8  # 2048 threads
@@ -122,6 +135,7 @@ def test_the_busiest_pipe_is_not_always_issuing():
 
 
 @needs_nvcc
+@pytest.mark.timeout(900)  # compiles a file of kernels, on a machine with other things to do
 @pytest.mark.parametrize("budget", KERNELS, ids=lambda budget: budget.label)
 def test_budgets_hold(budget, tmp_path_factory):
     measured = measure(budget, "sm_90", tmp_path_factory.getbasetemp())

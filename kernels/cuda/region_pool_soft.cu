@@ -1,260 +1,458 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Soft region_pool on CUDA, forward: a product of weights and features over the voxels. A block takes a range
-// of voxels, 16 parts and 32 channels; tiles of 64 voxels come into shared memory, weights behind their
-// softmax, and each of the 8 warps multiplies 8 of the voxels, a lane 4 parts by 4 channels in registers.
-// From time to time the warps add what they have, in turn, to float64 sums; a second kernel merges the ranges
-// in order. So results are the same bit for bit. Read per voxel: features once for 16 parts, weights once for
-// 32 channels.
-#include "region_pool_soft_maps.cuh"
+// Soft region_pool on CUDA, forward: a product of weights and features over the voxels, on the matrix units
+// (float64: region_pool_soft_wide.cuh). A warp takes 16 parts, up to 40 channels and 32 voxels at a time.
+// Lane 4 g + t reads voxels 8 t .. 8 t + 7 of parts g, g + 8 and of channels g, g + 8, ... straight into the
+// registers in which mma.m16n8k8 wants its operands: a sum over voxels does not mind in which order they
+// come, so k and k + 4 of step s are voxels 8 t + 2 s and 8 t + 2 s + 1. The softmax is taken there, by
+// shuffles over g. Float32 is three products of TF32; features of 16 bits are exact in TF32 and take two.
+//
+// Sums are float32 over 512 voxels, then over those of the warp, then float64; a second kernel adds the
+// ranges. Nothing is added atomically, so results are the same bit for bit. For a variance features are taken
+// relative to their mean at the begin of the range. Read per voxel: features once for 16 parts, weights for
+// 40 channels.
+#include "matrix_units.cuh"
+#include "region_pool_soft_rows.cuh"
+#include "region_pool_soft_wide.cuh"
 
 namespace fastseg {
 namespace {
 
-constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kParts = 16, kChannels = 32;  // of a block
-constexpr int kTile = 64;                   // voxels
-constexpr int kPerLane = 4;                 // parts, and channels
-constexpr int kTilesPerFlush = 64;          // a lane adds 512 products in Real at most
-constexpr int64_t kUnits = 1024;            // blocks, to fill the largest GPUs several times
-constexpr int64_t kFewestVoxels = 2048;     // of a range
+constexpr int kBlockThreads = 128, kBlockWarps = kBlockThreads / 32;
+constexpr int kMostTiles = 5;               // of 8 channels: 32 and a grey image
+constexpr int kStepVoxels = 32;             // of a warp
+constexpr int kStepsPerFlush = 16;          // from registers to the sums in shared memory
+constexpr int64_t kMostUnits = 1024;        // blocks, unless ranges became longer than kMostVoxels
+constexpr int64_t kFewest = 1024;           // voxels of a range
+constexpr int64_t kMostVoxels = 32 * 1024;  // so that 8192 are added in float32 at most
+constexpr int kMergeSlices = 32;
 
-// What a block leaves: relative to the shift, for channels that have a variance.
-struct Table {
-  double mass[kParts], shift[kChannels];
-  double sum[kParts * kChannels], squares[kParts * kChannels];
+// Blocks a multiprocessor holds: registers without spilling, and 48 KiB of loads on their way at least.
+template <int kTiles, bool kCurved>
+constexpr int kResident = kTiles <= 2               ? (kCurved ? 3 : 4)
+                          : kTiles == 4 && !kCurved ? 3
+                                                    : 2;
+
+struct MatrixPlan {
+  int64_t partitions, partition_voxels, part_blocks, channel_blocks, units, unit_doubles;
+  int tiles;  // of a channel block
+  bool curved, normalisers, aligned;
+
+  // Where a unit's table has what.
+  __host__ __device__ int64_t columns() const { return tiles * 8; }
+  __host__ __device__ int64_t shifts() const { return kParts; }
+  __host__ __device__ int64_t sums() const { return shifts() + columns(); }
+  __host__ __device__ int64_t squares() const { return sums() + kParts * columns(); }
 };
 
-struct Plan {
-  int64_t partitions, partition_voxels, part_blocks, channel_blocks, units;
-};
-
-Plan make_plan(const SoftInputs& in) {
-  Plan plan{};
+MatrixPlan make_matrix_plan(const SoftInputs& in) {
+  MatrixPlan plan{};
+  const int64_t tiles = std::max<int64_t>(1, (in.channels + 7) / 8);
+  plan.channel_blocks = (tiles + kMostTiles - 1) / kMostTiles;
+  const int64_t needed = (tiles + plan.channel_blocks - 1) / plan.channel_blocks;
+  plan.tiles = int(needed == 3 ? 4 : needed);
   plan.part_blocks = (in.parts + kParts - 1) / kParts;
-  plan.channel_blocks = std::max<int64_t>(1, (in.channels + kChannels - 1) / kChannels);
   const int64_t others = std::max<int64_t>(1, in.batch * plan.part_blocks * plan.channel_blocks);
-  plan.partitions = std::max<int64_t>(1, std::min((kUnits + others - 1) / others, in.voxels / kFewestVoxels));
-  plan.partition_voxels = ((in.voxels + plan.partitions - 1) / plan.partitions + kTile - 1) / kTile * kTile;
+  const int64_t few = std::min((kMostUnits + others - 1) / others, in.voxels / kFewest);
+  plan.partitions = std::max({int64_t(1), few, (in.voxels + kMostVoxels - 1) / kMostVoxels});
+  const int64_t step = kBlockWarps * kStepVoxels;
+  plan.partition_voxels = ((in.voxels + plan.partitions - 1) / plan.partitions + step - 1) / step * step;
   plan.units = in.batch * plan.partitions * plan.part_blocks * plan.channel_blocks;
+  plan.curved = in.plain < in.channels;
+  plan.normalisers = in.from_logits && plan.part_blocks > 1;
+  plan.aligned = rows_are_aligned(in);
+  plan.unit_doubles = plan.squares() + (plan.curved ? kParts * plan.columns() : 0);
   return plan;
 }
 
-template <class Real>
-struct Tiles {
-  alignas(16) Real weights[kTile][kParts + kPerLane];  // padded against bank conflicts
-  alignas(16) Real values[kTile][kChannels + kPerLane];
-  Real largest[kTile][kThreads / kTile], sum[kTile][kThreads / kTile];  // of a quarter of the logits each
-  Real shift[kChannels];
-  double mass[kParts], sums[kParts * kChannels], squares[kParts * kChannels];
+// Behind the tables of the units: the largest logit of every voxel and what the sum
+// of its exponentials divides by, where a block sees but some of the parts.
+float* normalisers_in(double* scratch, const MatrixPlan& plan) {
+  return reinterpret_cast<float*>(scratch + plan.units * plan.unit_doubles);
+}
+
+__global__ void __launch_bounds__(kBlockThreads) normaliser_kernel(SoftInputs in, float* normalisers) {
+  const int64_t index = int64_t(blockIdx.x) * kBlockThreads + threadIdx.x;
+  if (index >= in.batch * in.voxels) return;
+  const int64_t sample = index / in.voxels, voxel = index - sample * in.voxels;
+  float largest = -INFINITY, sum = 0;
+  for (int64_t k = 0; k < in.parts; ++k) largest = fmaxf(largest, read_part<float>(in, sample, k, voxel));
+  for (int64_t k = 0; k < in.parts; ++k) sum += expf(read_part<float>(in, sample, k, voxel) - largest);
+  normalisers[2 * index] = largest;
+  normalisers[2 * index + 1] = 1.0f / sum;
+}
+
+// What a lane holds of 32 voxels.
+template <int kTiles>
+struct Operands {
+  float rows[2 + kTiles][8];  // weights of two parts, then channels
 };
 
-// The mean of the first tile of the range, so that a common offset of all values costs no digits.
-template <class Real>
-__device__ __forceinline__ void find_shift(const SoftInputs& in, int64_t sample, int64_t first_channel,
-                                           int64_t begin, int64_t end, Tiles<Real>& tiles) {
-  const int lane = threadIdx.x % 32;
-  for (int c = threadIdx.x / 32; c < kChannels; c += kWarps) {
-    Real sum = 0;
-    const int64_t channel = first_channel + c;
-    const int count = int(end - begin < kTile ? end - begin : kTile);
-    if (channel >= in.plain && channel < in.channels) {
-      for (int v = lane; v < count; v += 32) sum += read_channel<Real>(in, sample, channel, begin + v);
+template <int kTiles, bool kCurved>
+struct Sums {
+  float mass[2], sums[kTiles][4], squares[kCurved ? kTiles : 1][4];
+  static constexpr int kCount = 2 + 4 * kTiles * (kCurved ? 2 : 1);
+
+  template <class Visit>
+  __device__ __forceinline__ void each(Visit visit) {  // in the order of the shared memory
+    int slot = 0;
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) visit(sums[j][i], slot++);
     }
-    for (int delta = 16; delta > 0; delta /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, delta);
-    const Real mean = count > 0 ? sum / Real(count) : Real(0);
-    if (lane == 0) tiles.shift[c] = mean - mean == Real(0) ? mean : Real(0);  // not NaN, not inf
+#pragma unroll
+    for (int j = 0; j < (kCurved ? kTiles : 0); ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) visit(squares[j][i], slot++);
+    }
+    visit(mass[0], slot++);
+    visit(mass[1], slot++);
+  }
+};
+
+// The softmax over the parts of each of a lane's 8 voxels: its own two and those of
+// the other g.
+__device__ __forceinline__ void take_softmax(float (&first)[8], float (&second)[8]) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    float largest = fmaxf(first[i], second[i]);
+    for (int delta = 4; delta < 32; delta *= 2) {
+      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, delta));
+    }
+    first[i] = expf(first[i] - largest);
+    second[i] = expf(second[i] - largest);
+    float sum = first[i] + second[i];
+    for (int delta = 4; delta < 32; delta *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, delta);
+    const float inverse = 1.0f / sum;
+    first[i] *= inverse;
+    second[i] *= inverse;
   }
 }
 
-template <class Real>
-__device__ __forceinline__ void load_tile(const SoftInputs& in, int64_t sample, int64_t first_part,
-                                          int64_t first_channel, int64_t start, int count,
-                                          Tiles<Real>& tiles) {
-  const int v = threadIdx.x % kTile, quarter = threadIdx.x / kTile;
-  const bool inside = v < count;
-  const int quarters = kThreads / kTile;
+template <int kTiles>
+struct Lane {
+  Row rows[2 + kTiles];
+  float shift[kTiles];
+  bool counts[2];            // whether there is such a part
+  const float* normalisers;  // of the sample; null: the block has all parts
+};
+
+template <int kTiles>
+__device__ __forceinline__ Operands<kTiles> read_operands(const SoftInputs& in, const Lane<kTiles>& lane,
+                                                          int64_t start, int64_t end, bool aligned) {
+  Operands<kTiles> operands;
+  const int64_t voxel = start + threadIdx.x % 4 * 8;
+  read_rows(lane.rows, voxel, end, aligned && start + kStepVoxels <= end, operands.rows);
   if (in.from_logits) {
-    Real largest = -INFINITY, sum = 0;
-    for (int64_t k = quarter; inside && k < in.parts; k += quarters) {
-      const Real logit = read_part<Real>(in, sample, k, start + v);
-      if (logit > largest || logit != logit) largest = logit;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        if (!lane.counts[r]) operands.rows[r][i] = -INFINITY;
+      }
     }
-    tiles.largest[v][quarter] = largest;
-    __syncthreads();  // the largest of all quarters are in
-    for (int q = 0; q < quarters; ++q) {
-      const Real other = tiles.largest[v][q];
-      if (other > largest || other != other) largest = other;
-    }
-    for (int64_t k = quarter; inside && k < in.parts; k += quarters) {
-      sum += exponential(read_part<Real>(in, sample, k, start + v) - largest);
-    }
-    tiles.sum[v][quarter] = sum;
-    __syncthreads();  // the sums of all quarters are in
-    sum = 0;
-    for (int q = 0; q < quarters; ++q) sum += tiles.sum[v][q];
-    for (int k = quarter; k < kParts; k += quarters) {
-      const bool counts = inside && first_part + k < in.parts;
-      tiles.weights[v][k] =
-          counts ? exponential(read_part<Real>(in, sample, first_part + k, start + v) - largest) / sum
-                 : Real(0);
-    }
-  } else {
-    for (int k = quarter; k < kParts; k += quarters) {
-      const bool counts = inside && first_part + k < in.parts;
-      tiles.weights[v][k] = counts ? read_part<Real>(in, sample, first_part + k, start + v) : Real(0);
+    if (lane.normalisers) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const bool inside = voxel + i < end;
+        const float largest = inside ? lane.normalisers[2 * (voxel + i)] : 0.0f;
+        const float inverse = inside ? lane.normalisers[2 * (voxel + i) + 1] : 0.0f;
+        operands.rows[0][i] = expf(operands.rows[0][i] - largest) * inverse;
+        operands.rows[1][i] = expf(operands.rows[1][i] - largest) * inverse;
+      }
+    } else {
+      take_softmax(operands.rows[0], operands.rows[1]);
     }
   }
-  for (int c = quarter; c < kChannels; c += quarters) {
-    const bool counts = inside && first_channel + c < in.channels;
-    tiles.values[v][c] =
-        counts ? read_channel<Real>(in, sample, first_channel + c, start + v) - tiles.shift[c] : Real(0);
+  if (start + kStepVoxels > end) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if (voxel + i >= end) operands.rows[0][i] = operands.rows[1][i] = 0.0f;
+    }
   }
+  return operands;
 }
 
-template <class Real>
-struct Products {
-  Real mass[kPerLane], sums[kPerLane][kPerLane], squares[kPerLane][kPerLane];
-
-  __device__ __forceinline__ void clear() {
+// kExact: the channels fit TF32. Of tiles before `first_curved` no squares are
+// asked for.
+template <bool kExact, int kTiles, bool kCurved>
+__device__ __forceinline__ void add_products(const Operands<kTiles>& operands, int first_curved,
+                                             Sums<kTiles, kCurved>& sums) {
 #pragma unroll
-    for (int i = 0; i < kPerLane; ++i) {
-      mass[i] = 0;
+  for (int s = 0; s < 8; s += 2) {
+    const auto& w = operands.rows;
+    const Split<4> a = split<4>({w[0][s], w[1][s], w[0][s + 1], w[1][s + 1]});
 #pragma unroll
-      for (int j = 0; j < kPerLane; ++j) sums[i][j] = squares[i][j] = 0;
-    }
-  }
-
-  __device__ __forceinline__ void add(const Tiles<Real>& tiles, int part, int channel, bool curved) {
-    for (int v = threadIdx.x / 32; v < kTile; v += kWarps) {
-      const auto weight = *reinterpret_cast<const Lanes<Real, kPerLane>*>(&tiles.weights[v][part]);
-      const auto value = *reinterpret_cast<const Lanes<Real, kPerLane>*>(&tiles.values[v][channel]);
-#pragma unroll
-      for (int i = 0; i < kPerLane; ++i) {
-        mass[i] += weight.value[i];
-#pragma unroll
-        for (int j = 0; j < kPerLane; ++j) {
-          const Real product = weight.value[i] * value.value[j];
-          sums[i][j] += product;
-          if (curved) squares[i][j] += product * value.value[j];
-        }
+    for (int j = 0; j < kTiles; ++j) {
+      const float b[2] = {operands.rows[2 + j][s], operands.rows[2 + j][s + 1]};
+      if constexpr (kExact) {
+        multiply_add(sums.sums[j], a, b);
+      } else {
+        multiply_add(sums.sums[j], a, split(b));
+      }
+      if constexpr (kCurved) {
+        if (j >= first_curved) multiply_add(sums.squares[j], a, split<2>({b[0] * b[0], b[1] * b[1]}));
       }
     }
   }
+}
 
-  // Into the sums of the block, one warp after the other.
-  __device__ __forceinline__ void flush(Tiles<Real>& tiles, int part, int channel) {
-    for (int warp = 0; warp < kWarps; ++warp) {
-      if (threadIdx.x / 32 == warp) {
+// The same voxel by voxel in plain float32, so that inf stays inf: split, it would
+// be inf - inf.
+template <int kTiles, bool kCurved>
+__device__ __forceinline__ void add_products_singly(const Operands<kTiles>& operands,
+                                                    Sums<kTiles, kCurved>& sums) {
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll 1
+  for (int from = 0; from < 4; ++from) {
 #pragma unroll
-        for (int i = 0; i < kPerLane; ++i) {
-          if (channel == 0) tiles.mass[part + i] += double(mass[i]);
+    for (int i = 0; i < 8; ++i) {
+      const float w[2] = {__shfl_sync(0xffffffffu, operands.rows[0][i], 4 * g + from),
+                          __shfl_sync(0xffffffffu, operands.rows[1][i], 4 * g + from)};
 #pragma unroll
-          for (int j = 0; j < kPerLane; ++j) {
-            const int at = (part + i) * kChannels + channel + j;
-            tiles.sums[at] += double(sums[i][j]);
-            tiles.squares[at] += double(squares[i][j]);
+      for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const float d = __shfl_sync(0xffffffffu, operands.rows[2 + j][i], 4 * (2 * t + e) + from);
+          for (int r = 0; r < 2; ++r) {
+            sums.sums[j][2 * r + e] += w[r] * d;
+            if constexpr (kCurved) sums.squares[j][2 * r + e] += w[r] * d * d;
           }
         }
       }
-      __syncthreads();  // the next warp's turn
     }
-    clear();
   }
-};
+}
 
-template <class Real>
-__global__ void __launch_bounds__(kThreads, 2) pool_kernel(SoftInputs in, Plan plan, Table* tables) {
-  __shared__ Tiles<Real> tiles;
+// A warp's steps of the range, into its own stretch of the shared memory, where
+// each lane has its own column.
+template <int kTiles, bool kCurved, bool kSingly>
+__device__ __forceinline__ void add_range(const SoftInputs& in, const Lane<kTiles>& lane, int64_t begin,
+                                          int64_t end, bool aligned, bool exact, int first_curved,
+                                          float* staged) {
+  Sums<kTiles, kCurved> sums;
+  sums.each([&](float& value, int slot) { value = staged[slot * 32] = 0.0f; });
+  int steps = 0;
+  for (int64_t start = begin; start < end; start += kBlockWarps * kStepVoxels) {
+    Operands<kTiles> operands = read_operands(in, lane, start, end, aligned);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      sums.mass[0] += operands.rows[0][i];
+      sums.mass[1] += operands.rows[1][i];
+    }
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) operands.rows[2 + j][i] -= lane.shift[j];
+    }
+    if constexpr (kSingly) {
+      add_products_singly(operands, sums);
+    } else if (exact) {
+      add_products<true>(operands, first_curved, sums);
+    } else {
+      add_products<false>(operands, first_curved, sums);
+    }
+    if (++steps % kStepsPerFlush == 0) {
+      sums.each([&](float& value, int slot) {
+        staged[slot * 32] += value;
+        value = 0.0f;
+      });
+    }
+  }
+  sums.each([&](float& value, int slot) { staged[slot * 32] += value; });
+}
+
+// Block: a range of voxels of a sample, 16 parts, a block of channels. Blocks of
+// the same voxels are neighbours.
+template <int kTiles, bool kCurved>
+__global__ void __launch_bounds__(kBlockThreads, kResident<kTiles, kCurved>)
+    product_kernel(SoftInputs in, MatrixPlan plan, const float* normalisers, double* tables) {
+  extern __shared__ float staged[];  // [warp][slot][lane]
+  using OwnSums = Sums<kTiles, kCurved>;
   const int64_t channel_block = blockIdx.x % plan.channel_blocks;
   const int64_t part_block = blockIdx.x / plan.channel_blocks % plan.part_blocks;
   const int64_t rest = blockIdx.x / plan.channel_blocks / plan.part_blocks;
   const int64_t sample = rest / plan.partitions, begin = rest % plan.partitions * plan.partition_voxels;
   const int64_t end = begin + plan.partition_voxels < in.voxels ? begin + plan.partition_voxels : in.voxels;
-  const int64_t first_part = part_block * kParts, first_channel = channel_block * kChannels;
-  const int part = threadIdx.x % 32 / 8 * kPerLane, channel = threadIdx.x % 8 * kPerLane;
-  const bool curved = first_channel + kChannels > in.plain && in.plain < in.channels;
-  for (int i = threadIdx.x; i < kParts * kChannels; i += kThreads) tiles.sums[i] = tiles.squares[i] = 0;
-  if (threadIdx.x < kParts) tiles.mass[threadIdx.x] = 0;
-  find_shift(in, sample, first_channel, begin, end, tiles);
-  Products<Real> products;
-  products.clear();
-  int since_flush = 0;
-  for (int64_t start = begin; start < end; start += kTile) {
-    __syncthreads();  // the shift is in, and all warps are done with the tile before
-    load_tile(in, sample, first_part, first_channel, start, int(end - start < kTile ? end - start : kTile),
-              tiles);
-    __syncthreads();  // the tile is in
-    products.add(tiles, part, channel, curved);
-    if (++since_flush == kTilesPerFlush) {
-      products.flush(tiles, part, channel);
-      since_flush = 0;
+  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+
+  Lane<kTiles> lane;
+  lane.normalisers = plan.normalisers ? normalisers + 2 * sample * in.voxels : nullptr;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int64_t part = part_block * kParts + g + 8 * r;
+    lane.rows[r] = row_of_map(in.assignment, in.voxels, sample, part);
+    lane.counts[r] = part < in.parts;
+  }
+  const int64_t first_channel = channel_block * plan.columns();
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j) {
+    lane.rows[2 + j] = row_of_channel(in, sample, first_channel + 8 * j + g);
+    lane.shift[j] = 0.0f;
+  }
+  if constexpr (kCurved) {  // the mean of the first voxels: a common offset of all
+                            // values costs no digits
+    const int64_t count = end - begin < kStepVoxels ? end - begin : kStepVoxels;
+    const Operands<kTiles> first = read_operands(in, lane, begin, end, plan.aligned);
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) {
+      float sum = 0;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) sum += first.rows[2 + j][i];
+      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+      const float mean = count > 0 ? sum / float(count) : 0.0f;
+      const bool finite = mean - mean == 0.0f;
+      if (finite && first_channel + 8 * j + g >= in.plain) lane.shift[j] = mean;
     }
   }
-  __syncthreads();  // the sums are 0 even where there was no tile
-  products.flush(tiles, part, channel);
-  Table& table = tables[blockIdx.x];
-  for (int i = threadIdx.x; i < kParts * kChannels; i += kThreads) {
-    table.sum[i] = tiles.sums[i];
-    table.squares[i] = tiles.squares[i];
-  }
-  if (threadIdx.x < kParts) table.mass[threadIdx.x] = tiles.mass[threadIdx.x];
-  if (threadIdx.x < kChannels) table.shift[threadIdx.x] = double(tiles.shift[threadIdx.x]);
-}
 
-// One thread per part and channel; that of channel 0 also writes the mass.
-template <class Real>
-__global__ void __launch_bounds__(kThreads)
-    merge_kernel(SoftInputs in, Plan plan, const Table* tables, SoftResults results) {
-  const int64_t columns = in.channels > 0 ? in.channels : 1;
-  const int64_t index = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (index >= in.batch * in.parts * columns) return;
-  const int64_t c = index % columns, row = index / columns, k = row % in.parts, sample = row / in.parts;
-  double mass = 0, mean = 0, squares = 0;
-  for (int64_t partition = 0; partition < plan.partitions; ++partition) {
-    const int64_t unit =
-        ((sample * plan.partitions + partition) * plan.part_blocks + k / kParts) * plan.channel_blocks +
-        c / kChannels;
-    const Table& table = tables[unit];
-    const double own = table.mass[k % kParts], sum = table.sum[k % kParts * kChannels + c % kChannels];
-    if (c < in.plain) {
-      mean += sum;  // divided in the end
-    } else if (own != 0) {
-      const double distance = sum / own, difference = table.shift[c % kChannels] + distance - mean;
-      const double spread = table.squares[k % kParts * kChannels + c % kChannels] - sum * distance;
-      mean += difference * (own / (mass + own));
-      squares += (spread < 0 ? 0 : spread) + difference * difference * (mass * (own / (mass + own)));
+  const bool halves =
+      in.features.kind != ScalarKind::kFloat32 && (in.grey.rows == 0 || in.grey.kind != ScalarKind::kFloat32);
+  const int64_t plain_tiles = (in.plain - first_channel) / 8;
+  const int first_curved = in.plain <= first_channel ? 0 : plain_tiles < kTiles ? int(plain_tiles) : kTiles;
+  float* own = staged + warp * OwnSums::kCount * 32 + threadIdx.x % 32;
+  const int64_t start = begin + warp * kStepVoxels;
+  add_range<kTiles, kCurved, false>(in, lane, start, end, plan.aligned, halves && !kCurved, first_curved,
+                                    own);
+  bool finite = true;
+  for (int slot = 0; slot < OwnSums::kCount; ++slot) {
+    finite = finite && own[slot * 32] - own[slot * 32] == 0.0f;
+  }
+  if (__any_sync(0xffffffffu, !finite)) {
+    add_range<kTiles, kCurved, true>(in, lane, start, end, plan.aligned, false, first_curved, own);
+  }
+
+  double* table = tables + blockIdx.x * plan.unit_doubles;
+  if constexpr (kCurved) {
+    if (warp == 0 && t == 0) {
+#pragma unroll
+      for (int j = 0; j < kTiles; ++j) table[plan.shifts() + 8 * j + g] = double(lane.shift[j]);
     }
-    mass += own;
   }
-  if (c == 0) static_cast<Real*>(results.mass)[row] = Real(mass);
-  if (in.channels == 0) return;
-  if (c < in.plain) mean = mass != 0 ? mean / mass : 0.0;
-  static_cast<Real*>(results.mean)[row * columns + c] = Real(mass != 0 ? mean : 0.0);
-  if (c >= in.plain) {
-    static_cast<Real*>(results.variance)[row * (columns - in.plain) + c - in.plain] =
-        Real(mass != 0 ? squares / mass : 0.0);
+  __syncthreads();  // all warps have added what they have
+  for (int entry = threadIdx.x; entry < (OwnSums::kCount - 2) * 32; entry += kBlockThreads) {
+    double sum = 0;
+    for (int w = 0; w < kBlockWarps; ++w) sum += double(staged[w * OwnSums::kCount * 32 + entry]);
+    const int slot = entry / 32, part = entry % 32 / 4 + slot % 4 / 2 * 8;
+    const int column = slot / 4 % kTiles * 8 + entry % 4 * 2 + slot % 2;
+    const int64_t at = slot / 4 < kTiles ? plan.sums() : plan.squares();
+    table[at + part * plan.columns() + column] = sum;
+  }
+  if (threadIdx.x < kParts) {  // lanes 4 g .. 4 g + 3 have a share each of the mass
+                               // of parts g and g + 8
+    double mass = 0;
+    const int at = (OwnSums::kCount - 2 + threadIdx.x / 8) * 32 + threadIdx.x % 8 * 4;
+    for (int w = 0; w < kBlockWarps; ++w) {
+      for (int i = 0; i < 4; ++i) mass += double(staged[w * OwnSums::kCount * 32 + at + i]);
+    }
+    table[threadIdx.x] = mass;
   }
 }
 
-template <class Real>
-cudaError_t pool(const SoftInputs& in, const SoftResults& results, Table* tables, cudaStream_t stream) {
-  const Plan plan = make_plan(in);
-  if (plan.units == 0) return cudaSuccess;
+// A block per part and 8 channels: thread 8 s + c adds up every kMergeSlices-th
+// range of channel c, relative to the shift of the first range; float64 has digits
+// to spare for that.
+__global__ void __launch_bounds__(8 * kMergeSlices)
+    sum_kernel(SoftInputs in, MatrixPlan plan, const double* tables, SoftResults results) {
+  __shared__ double shares[kMergeSlices][8][3];
+  const int c = threadIdx.x % 8, slice = threadIdx.x / 8;
+  const int64_t tiles = plan.channel_blocks * plan.tiles, tile = blockIdx.x % tiles, row = blockIdx.x / tiles;
+  const int64_t k = row % in.parts, sample = row / in.parts, channel = tile * 8 + c;
+  const int64_t column = channel % plan.columns();
+  const int64_t entry = k % kParts * plan.columns() + column;
+  const int64_t stride = plan.part_blocks * plan.channel_blocks * plan.unit_doubles;
+  const double* table = tables + sample * plan.partitions * stride +
+                        (k / kParts * plan.channel_blocks + channel / plan.columns()) * plan.unit_doubles;
+  const double shift = plan.curved ? table[plan.shifts() + column] : 0.0;
+  double mass = 0, sum = 0, squares = 0;
+  for (int64_t p = slice; p < plan.partitions; p += kMergeSlices) {
+    const double* own = table + p * stride;
+    const double own_mass = own[k % kParts], own_sum = own[plan.sums() + entry];
+    mass += own_mass;
+    sum += own_sum;
+    if (plan.curved) {
+      const double move = own[plan.shifts() + column] - shift;
+      sum += own_mass * move;
+      squares += own[plan.squares() + entry] + move * (2 * own_sum + own_mass * move);
+    }
+  }
+  shares[slice][c][0] = mass;
+  shares[slice][c][1] = sum;
+  shares[slice][c][2] = squares;
+  __syncthreads();  // all shares are in
+  if (slice > 0) return;
+  for (int s = 1; s < kMergeSlices; ++s) {
+    mass += shares[s][c][0];
+    sum += shares[s][c][1];
+    squares += shares[s][c][2];
+  }
+  if (channel == 0) static_cast<float*>(results.mass)[row] = float(mass);
+  if (channel >= in.channels) return;
+  const double distance = mass != 0 ? sum / mass : 0.0;
+  static_cast<float*>(results.mean)[row * in.channels + channel] = float(mass != 0 ? shift + distance : 0.0);
+  if (channel < in.plain) return;
+  const double variance = mass != 0 ? squares / mass - distance * distance : 0.0;
+  static_cast<float*>(results.variance)[row * (in.channels - in.plain) + channel - in.plain] =
+      float(variance < 0 ? 0.0 : variance);
+}
+
+template <int kTiles, bool kCurved>
+cudaError_t launch_products(const SoftInputs& in, const MatrixPlan& plan, double* tables,
+                            cudaStream_t stream) {
+  const auto kernel = product_kernel<kTiles, kCurved>;
+  const size_t bytes = kBlockWarps * Sums<kTiles, kCurved>::kCount * 32 * sizeof(float);
   const cudaError_t status =
-      launch(pool_kernel<Real>, unsigned(plan.units), kThreads, 0, stream, in, plan, tables);
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
   if (status != cudaSuccess) return status;
-  const int64_t entries = in.batch * in.parts * std::max<int64_t>(1, in.channels);
-  return launch(merge_kernel<Real>, unsigned((entries + kThreads - 1) / kThreads), kThreads, 0, stream, in,
-                plan, tables, results);
+  return launch(kernel, unsigned(plan.units), kBlockThreads, bytes, stream, in, plan,
+                normalisers_in(tables, plan), tables);
+}
+
+template <bool kCurved>
+cudaError_t launch_tiles(const SoftInputs& in, const MatrixPlan& plan, double* tables, cudaStream_t stream) {
+  switch (plan.tiles) {
+    case 1:
+      return launch_products<1, kCurved>(in, plan, tables, stream);
+    case 2:
+      return launch_products<2, kCurved>(in, plan, tables, stream);
+    case 4:
+      return launch_products<4, kCurved>(in, plan, tables, stream);
+    default:
+      return launch_products<5, kCurved>(in, plan, tables, stream);
+  }
+}
+
+cudaError_t pool_on_matrix_units(const SoftInputs& in, const SoftResults& results, double* tables,
+                                 cudaStream_t stream) {
+  const MatrixPlan plan = make_matrix_plan(in);
+  if (plan.units == 0) return cudaSuccess;
+  cudaError_t status = cudaSuccess;
+  if (plan.normalisers && in.voxels > 0) {
+    const int64_t blocks = (in.batch * in.voxels + kBlockThreads - 1) / kBlockThreads;
+    status = launch(normaliser_kernel, unsigned(blocks), kBlockThreads, 0, stream, in,
+                    normalisers_in(tables, plan));
+    if (status != cudaSuccess) return status;
+  }
+  status = (plan.curved ? launch_tiles<true> : launch_tiles<false>)(in, plan, tables, stream);
+  if (status != cudaSuccess) return status;
+  const int64_t blocks = in.batch * in.parts * plan.channel_blocks * plan.tiles;
+  return launch(sum_kernel, unsigned(blocks), 8 * kMergeSlices, 0, stream, in, plan, tables, results);
 }
 
 }  // namespace
 
-size_t soft_pool_scratch_cuda(const SoftInputs& in) { return make_plan(in).units * sizeof(Table); }
+size_t soft_pool_scratch_cuda(const SoftInputs& in) {
+  if (in.wide) return make_plan(in).units * sizeof(Table);
+  const MatrixPlan plan = make_matrix_plan(in);
+  const size_t normalisers = plan.normalisers ? 2 * in.batch * in.voxels * sizeof(float) : 0;
+  return plan.units * plan.unit_doubles * sizeof(double) + normalisers;
+}
 
 cudaError_t soft_pool_cuda(const SoftInputs& in, const SoftResults& results, void* scratch,
                            cudaStream_t stream) {
-  return (in.wide ? pool<double> : pool<float>)(in, results, static_cast<Table*>(scratch), stream);
+  if (in.wide) return pool_wide(in, results, static_cast<Table*>(scratch), stream);
+  return pool_on_matrix_units(in, results, static_cast<double*>(scratch), stream);
 }
 
 }  // namespace fastseg

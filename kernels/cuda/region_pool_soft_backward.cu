@@ -1,188 +1,294 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Soft region_pool on CUDA, backward: a thread per voxel, its weights and their gradients in a column of
-// shared memory, 16 parts or 16 channels at a time in registers. All threads read the same entries of the
-// tables at once, four per access; a first kernel lays these out for that, padded. Read per voxel: weights
-// once, features once for 16 parts (for the gradient of a variance once more); written: their gradients.
-#include "region_pool_soft_maps.cuh"
+// Soft region_pool on CUDA, backward, on the matrix units (float64 and more parts than registers hold:
+// region_pool_soft_backward_wide.cuh). With voxels as rows, the gradient of the features is weights * direct
+// and that of the weights features * direct^T. A warp takes 32 voxels; lane 4 g + t has voxels 4 g .. 4 g + 3
+// of parts and channels 2 t and 2 t + 1 of every eight. That is an operand of mma.m16n8k8, with k = t and t +
+// 4, and also the shape in which products come out, so everything stays in the registers it was read into and
+// is written from there. Entries of the tables lie as operands too, split beforehand. Read per voxel: weights
+// and features once; written: their gradients once.
+#include "matrix_units.cuh"
+#include "region_pool_soft_backward_wide.cuh"
+#include "region_pool_soft_rows.cuh"
 
 namespace fastseg {
 namespace {
 
-constexpr int kBlock = 16;  // parts or channels in registers
-constexpr int kMostThreads = 128;
-constexpr int kFewestThreads = 32;  // where there are too many parts for the shared memory of more
-constexpr int kManyParts = 32;
-constexpr int kPrepareThreads = 256;
+constexpr int kStepThreads = 128, kStepVoxels = 32;  // a warp's voxels
+template <int kPartTiles>
+constexpr int kTilesAtOnce =
+    kPartTiles <= 2 ? 4 : 2;  // of 8 channels, whose features are on their way together
 
-// Tables of one sample, padded to whole blocks, by part and by channel.
-template <class Real>
-struct Tables {
-  Real *by_part, *by_channel, *curved_by_part, *curved_by_channel;
-  int64_t parts, channels;  // padded
+using Fragment = Lanes<float, 4>;  // two entries: high, high, low, low
 
-  __host__ __device__ int64_t size() const { return parts * channels; }
+// The operands of a tile of 8 channels by 8 parts.
+struct Operand {
+  Fragment of_features[32], of_weights[32], curved_of_features[32], curved_of_weights[32];
 };
 
-template <class Real>
-__host__ __device__ Tables<Real> tables_in(const SoftInputs& in, Real* scratch, int64_t sample) {
-  Tables<Real> tables{};
-  tables.parts = (in.parts + kBlock - 1) / kBlock * kBlock;
-  tables.channels = (in.channels + kBlock - 1) / kBlock * kBlock;
-  const int64_t size = tables.size();
-  tables.by_part = scratch + sample * 4 * size;
-  tables.by_channel = tables.by_part + size;
-  tables.curved_by_part = tables.by_channel + size;
-  tables.curved_by_channel = tables.curved_by_part + size;
-  return tables;
+__device__ __forceinline__ Split<2> parts_of(const Fragment& fragment) {
+  return {{fragment.value[0], fragment.value[1]}, {fragment.value[2], fragment.value[3]}};
 }
 
-template <class Real>
-__global__ void __launch_bounds__(kPrepareThreads)
-    prepare_kernel(SoftInputs in, SoftGradient gradient, Real* scratch) {
-  const int64_t size = tables_in(in, scratch, 0).size();
-  const int64_t index = int64_t(blockIdx.x) * kPrepareThreads + threadIdx.x;
-  if (index >= in.batch * size) return;
-  const int64_t sample = index / size;
-  const Tables<Real> tables = tables_in(in, scratch, sample);
-  const int64_t k = index % size / tables.channels, c = index % size % tables.channels;
-  const int64_t curved_channels = in.channels - in.plain;
-  const bool real = k < in.parts && c < in.channels;
-  const int64_t row = sample * in.parts + k;
-  const Real direct = real ? static_cast<const Real*>(gradient.direct)[row * in.channels + c] : Real(0);
-  const Real curved = real && c >= in.plain
-                          ? static_cast<const Real*>(gradient.curved)[row * curved_channels + c - in.plain]
-                          : Real(0);
-  tables.by_part[k * tables.channels + c] = direct;
-  tables.by_channel[c * tables.parts + k] = direct;
-  tables.curved_by_part[k * tables.channels + c] = curved;
-  tables.curved_by_channel[c * tables.parts + k] = curved;
+__host__ __device__ __forceinline__ int64_t tiles_of(int64_t rows) { return (rows + 7) / 8; }
+
+// One thread per fragment.
+__global__ void __launch_bounds__(kStepThreads)
+    operand_kernel(SoftInputs in, SoftGradient gradient, Operand* operands) {
+  const int64_t index = int64_t(blockIdx.x) * kStepThreads + threadIdx.x;
+  const int64_t part_tiles = tiles_of(in.parts), channel_tiles = tiles_of(in.channels);
+  if (index >= in.batch * channel_tiles * part_tiles * 32) return;
+  const int64_t tile = index / 32, r = tile % part_tiles, i = tile / part_tiles % channel_tiles;
+  const int64_t sample = tile / part_tiles / channel_tiles;
+  const int lane = int(index % 32), g = lane / 4, t = lane % 4;
+  const auto entry = [&](const void* table, int64_t part, int64_t channel, int64_t skipped) {
+    if (part >= in.parts || channel >= in.channels || channel < skipped) return 0.0f;
+    const int64_t at = (sample * in.parts + part) * (in.channels - skipped) + channel - skipped;
+    return static_cast<const float*>(table)[at];
+  };
+  const auto fragment = [&](const void* table, bool weights, int64_t skipped) -> Fragment {
+    const int64_t channel = 8 * i + (weights ? g : 2 * t), part = 8 * r + (weights ? 2 * t : g);
+    const Split<2> two = split<2>(
+        {entry(table, part, channel, skipped), entry(table, part + weights, channel + !weights, skipped)});
+    return {{two.high[0], two.high[1], two.low[0], two.low[1]}};
+  };
+  operands[tile].of_features[lane] = fragment(gradient.direct, false, 0);
+  operands[tile].of_weights[lane] = fragment(gradient.direct, true, 0);
+  operands[tile].curved_of_features[lane] = fragment(gradient.curved, false, in.plain);
+  operands[tile].curved_of_weights[lane] = fragment(gradient.curved, true, in.plain);
 }
 
-// sums[i] += factor * table[i]
-template <class Real>
-__device__ __forceinline__ void add_block(const Real* table, Real factor, Real (&sums)[kBlock]) {
+// Rows 0 and 1 of voxels 2 p and 2 p + 1, as operand a of half p.
+__device__ __forceinline__ Split<4> half_of(const float (&rows)[2][4], int p) {
+  return split<4>({rows[0][2 * p], rows[0][2 * p + 1], rows[1][2 * p], rows[1][2 * p + 1]});
+}
+
+// A row of a gradient. Null: not wanted.
+__device__ __forceinline__ Row gradient_row(const SoftMap& map, void* gradient, int64_t voxels,
+                                            int64_t sample, int64_t j) {
+  return gradient ? row_of_map({gradient, map.kind, map.rows, map.last}, voxels, sample, j) : Row{};
+}
+
+__device__ __forceinline__ void write_row(const Row& row, int64_t voxel, int64_t end, bool whole,
+                                          const float (&values)[4]) {
+  if (!row.values) return;
+  char* out = const_cast<char*>(row.values);
+  if (!whole) {
 #pragma unroll
-  for (int i = 0; i < kBlock; i += 4) {
-    const auto entries = *reinterpret_cast<const Lanes<Real, 4>*>(table + i);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) sums[i + j] += factor * entries.value[j];
-  }
-}
-
-template <class Real>
-__global__ void __launch_bounds__(kMostThreads, 3)
-    gradient_kernel(SoftInputs in, SoftGradient gradient, Real* scratch, int64_t blocks_per_sample) {
-  extern __shared__ double memory[];
-  const int threads = blockDim.x;
-  Real* weights = reinterpret_cast<Real*>(memory) + threadIdx.x;  // part k at k * threads: no bank conflicts
-  const int64_t sample = blockIdx.x / blocks_per_sample;
-  const int64_t voxel = (blockIdx.x - sample * blocks_per_sample) * threads + threadIdx.x;
-  if (voxel >= in.voxels) return;  // threads share nothing: there is no barrier
-  const Tables<Real> tables = tables_in(in, scratch, sample);
-  Real* grads = weights + tables.parts * threads;
-  const auto* shift = static_cast<const Real*>(gradient.shift) + sample * in.channels;
-  const auto* offset = static_cast<const Real*>(gradient.offset) + sample * in.parts;
-  const int parts = int(in.parts);
-
-  Real largest = -INFINITY, sum = 0;
-  for (int k = 0; k < parts; ++k) {
-    const Real value = read_part<Real>(in, sample, k, voxel);
-    weights[k * threads] = value;
-    if (value > largest || value != value) largest = value;
-  }
-  if (in.from_logits) {
-    for (int k = 0; k < parts; ++k) {
-      const Real value = exponential(weights[k * threads] - largest);
-      weights[k * threads] = value;
-      sum += value;
+    for (int i = 0; i < 4; ++i) {
+      if (voxel + i < end) write_value(out, row.kind, (voxel + i) * row.step, values[i]);
     }
-    for (int k = 0; k < parts; ++k) weights[k * threads] /= sum;
+  } else if (row.kind == ScalarKind::kFloat32) {
+    *reinterpret_cast<Lanes<float, 4>*>(out + voxel * 4) = {{values[0], values[1], values[2], values[3]}};
+  } else if (row.kind == ScalarKind::kBFloat16) {
+    Lanes<__nv_bfloat16, 4> lanes;
+    for (int i = 0; i < 4; ++i) lanes.value[i] = from_real<__nv_bfloat16>(values[i]);
+    *reinterpret_cast<Lanes<__nv_bfloat16, 4>*>(out + voxel * 2) = lanes;
+  } else {
+    Lanes<__half, 4> lanes;
+    for (int i = 0; i < 4; ++i) lanes.value[i] = from_real<__half>(values[i]);
+    *reinterpret_cast<Lanes<__half, 4>*>(out + voxel * 2) = lanes;
+  }
+}
+
+// The softmax over the parts of each of a lane's voxels: its own and those of the other t.
+template <int kRows>
+__device__ __forceinline__ void take_softmax(const SoftInputs& in, int t, float (&weights)[kRows][4]) {
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const bool counts = r / 2 * 8 + 2 * t + r % 2 < in.parts;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) weights[r][i] = counts ? weights[r][i] : -INFINITY;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    float largest = weights[0][i], sum = 0;
+#pragma unroll
+    for (int r = 1; r < kRows; ++r) largest = fmaxf(largest, weights[r][i]);
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      weights[r][i] = expf(weights[r][i] - largest);
+      sum += weights[r][i];
+    }
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+    const float inverse = 1.0f / sum;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) weights[r][i] *= inverse;
+  }
+}
+
+// A warp per 32 voxels of a sample; kPartTiles tiles of 8 parts.
+template <int kPartTiles, bool kCurved>
+__global__ void __launch_bounds__(kStepThreads, kPartTiles == 1 && !kCurved ? 3 : 2)
+    step_kernel(SoftInputs in, SoftGradient gradient, const Operand* operands, int64_t steps, bool aligned) {
+  constexpr int kAtOnce = kTilesAtOnce<kPartTiles>;
+  const int64_t step = int64_t(blockIdx.x) * (kStepThreads / 32) + threadIdx.x / 32;
+  if (step >= in.batch * steps) return;  // warps share nothing: there is no barrier
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const int64_t sample = step / steps, start = (step - sample * steps) * kStepVoxels, voxel = start + 4 * g;
+  const bool whole = aligned && start + kStepVoxels <= in.voxels;
+  const auto* shift = static_cast<const float*>(gradient.shift) + sample * in.channels;
+  const auto* offset = static_cast<const float*>(gradient.offset) + sample * in.parts;
+  const int64_t channel_tiles = tiles_of(in.channels), part_tiles = tiles_of(in.parts);
+  operands += sample * channel_tiles * part_tiles;
+
+  float weights[2 * kPartTiles][4];
+  {
+    Row rows[2 * kPartTiles];
+#pragma unroll
+    for (int r = 0; r < 2 * kPartTiles; ++r) {
+      rows[r] = row_of_map(in.assignment, in.voxels, sample, r / 2 * 8 + 2 * t + r % 2);
+    }
+    read_rows(rows, voxel, in.voxels, whole, weights);
+  }
+  if (in.from_logits) take_softmax(in, t, weights);
+  Split<4> halves[2][kPartTiles];
+  float of_weights[2][kPartTiles][4];  // the gradient of the weights, in the shape of sums
+#pragma unroll
+  for (int r = 0; r < kPartTiles; ++r) {
+#pragma unroll
+    for (int p = 0; p < 2; ++p) {
+      const float two[2][4] = {
+          {weights[2 * r][0], weights[2 * r][1], weights[2 * r][2], weights[2 * r][3]},
+          {weights[2 * r + 1][0], weights[2 * r + 1][1], weights[2 * r + 1][2], weights[2 * r + 1][3]}};
+      halves[p][r] = half_of(two, p);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int64_t part = 8 * r + 2 * t + e % 2;
+        of_weights[p][r][e] = part < in.parts ? offset[part] : 0.0f;
+      }
+    }
   }
 
-  if (gradient.grad_assignment) {
-    for (int first = 0; first < parts; first += kBlock) {
-      Real sums[kBlock];
+  for (int64_t first = 0; first < channel_tiles; first += kAtOnce) {
+    float features[2 * kAtOnce][4];
+    {
+      Row rows[2 * kAtOnce];
 #pragma unroll
-      for (int i = 0; i < kBlock; ++i) sums[i] = first + i < parts ? offset[first + i] : Real(0);
-#pragma unroll 2
-      for (int64_t c = 0; c < in.channels; ++c) {
-        const Real distance = read_channel<Real>(in, sample, c, voxel) - shift[c];
-        add_block(tables.by_channel + c * tables.parts + first, distance, sums);
-        if (c >= in.plain) {
-          add_block(tables.curved_by_channel + c * tables.parts + first, distance * distance, sums);
+      for (int j = 0; j < 2 * kAtOnce; ++j) {
+        rows[j] = row_of_channel(in, sample, (first + j / 2) * 8 + 2 * t + j % 2);
+      }
+      read_rows(rows, voxel, in.voxels, whole, features);
+    }
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      if (first + j >= channel_tiles) break;
+      const int64_t channel = (first + j) * 8 + 2 * t;
+      const Operand* tile = operands + (first + j) * part_tiles;
+      const bool curved = kCurved && (first + j + 1) * 8 > in.plain;
+      float distance[2][4], squared[2][4];
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const float own = channel + e < in.channels ? shift[channel + e] : 0.0f;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          distance[e][i] = features[2 * j + e][i] - own;
+          squared[e][i] = distance[e][i] * distance[e][i];
+        }
+      }
+      float sums[2][4] = {}, curves[2][4] = {};
+#pragma unroll
+      for (int r = 0; r < kPartTiles; ++r) {
+        if (r >= part_tiles) break;
+        const Split<2> weighing = parts_of(tile[r].of_weights[lane]);
+        const Split<2> direct = parts_of(tile[r].of_features[lane]);
+#pragma unroll
+        for (int p = 0; p < 2; ++p) {
+          multiply_add(sums[p], halves[p][r], weighing);
+          multiply_add(of_weights[p][r], half_of(distance, p), direct);
+        }
+        if (!curved) continue;
+        const Split<2> weighing_curves = parts_of(tile[r].curved_of_weights[lane]);
+        const Split<2> of_squares = parts_of(tile[r].curved_of_features[lane]);
+#pragma unroll
+        for (int p = 0; p < 2; ++p) {
+          multiply_add(curves[p], halves[p][r], weighing_curves);
+          multiply_add(of_weights[p][r], half_of(squared, p), of_squares);
         }
       }
 #pragma unroll
-      for (int i = 0; i < kBlock; ++i) grads[(first + i) * threads] = sums[i];
-    }
-    Real mean = 0;
-    for (int k = 0; in.from_logits && k < parts; ++k) mean += weights[k * threads] * grads[k * threads];
-    for (int k = 0; k < parts; ++k) {
-      const Real grad = grads[k * threads];
-      write_value(gradient.grad_assignment, in.assignment.kind,
-                  offset_of(in.assignment, in.voxels, sample, k, voxel),
-                  in.from_logits ? weights[k * threads] * (grad - mean) : grad);
+      for (int e = 0; e < 2; ++e) {
+        float values[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          values[i] = sums[i / 2][i % 2 * 2 + e];
+          if (curved) values[i] += 2 * distance[e][i] * curves[i / 2][i % 2 * 2 + e];
+        }
+        const int64_t c = channel + e, grey = c - in.features.rows;
+        const Row out = grey >= 0 ? gradient_row(in.grey, gradient.grad_grey, in.voxels, sample, grey)
+                                  : gradient_row(in.features, gradient.grad_features, in.voxels, sample, c);
+        write_row(out, voxel, in.voxels, whole, values);
+      }
     }
   }
 
-  if (!gradient.grad_features && !gradient.grad_grey) return;
-  for (int64_t first = 0; first < in.channels; first += kBlock) {
-    Real sums[kBlock], curved[kBlock];
+  if (!gradient.grad_assignment) return;
+  float means[4] = {};
+  if (in.from_logits) {
 #pragma unroll
-    for (int i = 0; i < kBlock; ++i) sums[i] = curved[i] = 0;
-    const bool has_curved = first + kBlock > in.plain && in.plain < in.channels;
-    for (int k = 0; k < parts; ++k) {
-      const Real weight = weights[k * threads];
-      add_block(tables.by_part + k * tables.channels + first, weight, sums);
-      if (has_curved) add_block(tables.curved_by_part + k * tables.channels + first, weight, curved);
-    }
+    for (int i = 0; i < 4; ++i) {
 #pragma unroll
-    for (int i = 0; i < kBlock; ++i) {
-      const int64_t c = first + i;
-      const bool grey = c >= in.features.rows;
-      void* out = grey ? gradient.grad_grey : gradient.grad_features;
-      if (c >= in.channels || !out) continue;
-      const SoftMap& map = grey ? in.grey : in.features;
-      const int64_t at = offset_of(map, in.voxels, sample, grey ? c - in.features.rows : c, voxel);
-      Real value = sums[i];
-      if (c >= in.plain) value += 2 * (read_value<Real>(map, at) - shift[c]) * curved[i];
-      write_value(out, map.kind, at, value);
+      for (int r = 0; r < 2 * kPartTiles; ++r) {
+        means[i] += weights[r][i] * of_weights[i / 2][r / 2][i % 2 * 2 + r % 2];
+      }
+      means[i] += __shfl_xor_sync(0xffffffffu, means[i], 1);
+      means[i] += __shfl_xor_sync(0xffffffffu, means[i], 2);
     }
+  }
+#pragma unroll
+  for (int r = 0; r < 2 * kPartTiles; ++r) {
+    float values[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float value = of_weights[i / 2][r / 2][i % 2 * 2 + r % 2];
+      values[i] = in.from_logits ? weights[r][i] * (value - means[i]) : value;
+    }
+    const Row out =
+        gradient_row(in.assignment, gradient.grad_assignment, in.voxels, sample, r / 2 * 8 + 2 * t + r % 2);
+    write_row(out, voxel, in.voxels, whole, values);
   }
 }
 
-template <class Real>
-cudaError_t gradient_of(const SoftInputs& in, const SoftGradient& gradient, Real* scratch,
-                        cudaStream_t stream) {
-  if (in.batch * in.voxels == 0) return cudaSuccess;
-  const Tables<Real> tables = tables_in(in, scratch, 0);
-  const int64_t entries = in.batch * tables.size();
-  cudaError_t status = cudaSuccess;
-  if (entries > 0) {
-    status = launch(prepare_kernel<Real>, unsigned((entries + kPrepareThreads - 1) / kPrepareThreads),
-                    kPrepareThreads, 0, stream, in, gradient, scratch);
+template <bool kCurved>
+cudaError_t launch_steps(const SoftInputs& in, const SoftGradient& gradient, const Operand* operands,
+                         cudaStream_t stream) {
+  const int64_t steps = (in.voxels + kStepVoxels - 1) / kStepVoxels;
+  const int64_t blocks = (in.batch * steps + kStepThreads / 32 - 1) / (kStepThreads / 32);
+  const bool aligned = rows_are_aligned(in) && is_aligned(gradient.grad_features) &&
+                       is_aligned(gradient.grad_grey) && is_aligned(gradient.grad_assignment);
+  auto kernel = in.parts <= 8 ? step_kernel<1, kCurved> : step_kernel<2, kCurved>;
+  if constexpr (!kCurved) {
+    if (in.parts > 16) kernel = step_kernel<4, false>;
   }
-  if (status != cudaSuccess) return status;
-  const int threads = in.parts <= kManyParts ? kMostThreads : kFewestThreads;
-  const size_t bytes = 2 * size_t(tables.parts) * threads * sizeof(Real);  // 128 KiB for 256 parts in float64
-  const int64_t blocks = (in.voxels + threads - 1) / threads;
-  status =
-      cudaFuncSetAttribute(gradient_kernel<Real>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
-  if (status != cudaSuccess) return status;
-  return launch(gradient_kernel<Real>, unsigned(in.batch * blocks), threads, bytes, stream, in, gradient,
-                scratch, blocks);
+  return launch(kernel, unsigned(blocks), kStepThreads, 0, stream, in, gradient, operands, steps, aligned);
+}
+
+// As many parts as the registers hold.
+bool on_matrix_units(const SoftInputs& in) {
+  return !in.wide && in.parts <= (in.plain < in.channels ? 16 : 32);
 }
 
 }  // namespace
 
 size_t soft_gradient_scratch_cuda(const SoftInputs& in) {
-  return in.batch * 4 * tables_in<double>(in, nullptr, 0).size() * (in.wide ? sizeof(double) : sizeof(float));
+  if (!on_matrix_units(in)) return scratch_of_columns(in);
+  return in.batch * tiles_of(in.channels) * tiles_of(in.parts) * sizeof(Operand);
 }
 
 cudaError_t soft_gradient_cuda(const SoftInputs& in, const SoftGradient& gradient, void* scratch,
                                cudaStream_t stream) {
-  return in.wide ? gradient_of(in, gradient, static_cast<double*>(scratch), stream)
-                 : gradient_of(in, gradient, static_cast<float*>(scratch), stream);
+  if (!on_matrix_units(in)) return gradient_by_columns(in, gradient, scratch, stream);
+  if (in.batch * in.voxels == 0) return cudaSuccess;
+  auto* operands = static_cast<Operand*>(scratch);
+  const int64_t fragments = in.batch * tiles_of(in.channels) * tiles_of(in.parts) * 32;
+  if (fragments > 0) {
+    const cudaError_t status = launch(operand_kernel, unsigned((fragments + kStepThreads - 1) / kStepThreads),
+                                      kStepThreads, 0, stream, in, gradient, operands);
+    if (status != cudaSuccess) return status;
+  }
+  return (in.plain < in.channels ? launch_steps<true> : launch_steps<false>)(in, gradient, operands, stream);
 }
 
 }  // namespace fastseg

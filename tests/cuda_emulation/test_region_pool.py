@@ -18,7 +18,11 @@ from ..ops.test_region_pool_soft import (  # noqa: F401
 )
 from ..ops.test_region_pool_soft import test_by_hand as test_soft_by_hand  # noqa: F401
 from ..ops.test_region_pool_soft import test_empty as test_soft_empty  # noqa: F401
-from ..ops.test_region_pool_soft import test_logits_by_hand, test_nan_reaches_every_part  # noqa: F401
+from ..ops.test_region_pool_soft import (  # noqa: F401
+    test_inf_stays_inf,
+    test_logits_by_hand,
+    test_nan_reaches_every_part,
+)
 from .build import missing
 from .ops import EVERY_ARRAY, EmulatedOps
 

@@ -58,11 +58,30 @@ def test_the_same_bits_in_every_order(libraries, reduce, layout):
     same_bits(lambda: [region_pool(features, regions, 6, reduce=reduce, impl="fused")], libraries)
 
 
-def test_the_same_soft_bits_in_every_order(libraries):
-    features, logits, grey = make_soft_case(
-        (1, 3, 70, 71), torch.float32, 5, torch.float32, True, "contiguous"
+@pytest.mark.parametrize(("parts", "grey"), [(5, True), (40, False)])
+def test_the_same_soft_bits_in_every_order(libraries, parts, grey):
+    """Four ranges of 4970 voxels; the softmax within a block, and of parts of several blocks."""
+    features, logits, image = make_soft_case(
+        (1, 3, 70, 71), torch.float32, parts, torch.float32, grey, "contiguous"
     )
-    options = {"from_logits": True, "variance": True, "grey": grey}
-    same_bits(lambda: list(soft_region_pool(features, logits, **options, impl="fused")), libraries)
+    options = {"from_logits": True, "variance": True, "grey": image}
+    same_bits(
+        lambda: [t for t in soft_region_pool(features, logits, **options, impl="fused") if t is not None],
+        libraries,
+    )
     ours, truth = both(lambda impl: soft_region_pool(features, logits, **options, impl=impl), libraries)
     torch.testing.assert_close(tuple(ours), tuple(truth), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_long_soft_ranges(libraries, dtype):
+    """A range whose warps empty their registers on the way, and whose end is no whole step."""
+    features, logits, _ = make_soft_case((1, 2, 5 * 1021), dtype, 2, dtype, False, "contiguous")
+    features = features.repeat(12, 1, 1)
+    logits = logits.repeat(12, 1, 1)
+    features = features.permute(1, 0, 2).reshape(1, 2, -1)
+    logits = logits.permute(1, 0, 2).reshape(1, 2, -1)
+    ours, truth = both(
+        lambda impl: soft_region_pool(features, logits, from_logits=True, impl=impl)[:2], libraries
+    )
+    torch.testing.assert_close(tuple(ours), tuple(truth), rtol=2e-6, atol=2e-6)

@@ -198,3 +198,15 @@ def test_nan_reaches_every_part(impl, device):
     assert found.mean.isnan().nonzero().tolist() == [[1, k, 0] for k in range(3)]
     assert found.variance.isnan().nonzero().tolist() == [[1, k, 0] for k in range(3)]
     assert not found.mass.isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@implementations
+def test_inf_stays_inf(impl, device, dtype):
+    """Only in its own channel and sample, and with its sign."""
+    features, logits, _ = make_soft_case((2, 9, 300), dtype, 3, torch.float32, False, "contiguous", device)
+    expected = soft_region_pool(features, logits, from_logits=True, impl="reference").mean
+    features[1, 0, 7], features[1, 8, 290] = math.inf, -math.inf
+    expected[1, :, 0], expected[1, :, 8] = math.inf, -math.inf
+    found = soft_region_pool(features, logits, from_logits=True, impl=impl)
+    torch.testing.assert_close(found.mean, expected, rtol=1e-4, atol=1e-6)

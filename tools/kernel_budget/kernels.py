@@ -60,7 +60,7 @@ def cuda(label: str, source: str, name: str, **facts) -> Budget:
     return Budget(label, partial(compile_cuda, source), name, **facts)
 
 
-_BCE, _ENTROPY = "masked_bce.cu", "patch_entropy.cu"
+_BCE, _ENTROPY, _SOFT = "masked_bce.cu", "patch_entropy.cu", "region_pool_soft.cu"
 
 KERNELS = [
     cuda("masked_bce forward bf16", _BCE, "void fastseg::sum_kernel<__nv_bfloat16, unsigned char, false>",
@@ -81,4 +81,11 @@ KERNELS = [
          threads=256, elements=32, does=loads(*[16] * 4), read=2, written=0),
     cuda("patch_entropy backward f16", "patch_entropy_backward.cu", "void fastseg::gradient_kernel<__half, false, 8>",
          threads=256, elements=8, does=loads(16, *[4] * 16), read=2, written=2, instructions=80),
+    # 16 parts from logits and 32 channels; an element is a value of either, a lane has 8 voxels of 6 rows.
+    cuda("soft_region_pool forward f32", _SOFT, "void fastseg::product_kernel<4, false>", threads=128, elements=48,
+         does=loads(*[16] * 12) | {"HMMA": 48, "MUFU": 24}, read=4, written=0, instructions=36, target=0.70,
+         shared=4 * 18 * 128),
+    cuda("soft_region_pool forward bf16", _SOFT, "void fastseg::product_kernel<4, false>", threads=128, elements=48,
+         does=loads(*[16] * 6) | {"HMMA": 32, "MUFU": 24}, read=2, written=0, instructions=19, target=0.50,
+         shared=4 * 18 * 128),
 ]  # fmt: skip

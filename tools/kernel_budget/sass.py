@@ -157,7 +157,9 @@ def blocks_of(code: list[Instruction]) -> dict[int, tuple[list[Instruction], lis
         instructions, successors = blocks[start]
         last = instructions[-1]
         conditional = bool(last.predicate) or bool(re.match(r"!?U?P\d", last.operands))
-        if last.target is not None:
+        if last.opcode == "BRA.DIV":  # the way of a warp whose lanes are apart, to slow shuffles: not taken
+            successors.append(after)
+        elif last.target is not None:
             successors += [last.target, *([after] if conditional else [])]
         elif last.name in ("EXIT", "RET"):
             successors += [-1, *([after] if conditional else [])]

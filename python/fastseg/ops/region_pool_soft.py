@@ -65,14 +65,15 @@ def soft_region_pool(
     Numerics:
         Products are float32 (float64 for float64 arguments) over a few hundred voxels, float64 beyond on the
         CPU. For the variance features are taken relative to a mean nearby (of the tile, or on CUDA of the
-        begin of the block's voxels) and merged from parts (Chan et al. 1983). Bit-repeatable, on the CPU for
-        any number of threads. Differentiable any number of times; from the second time on in plain PyTorch.
+        begin of the block's voxels) and merged from parts in float64. On CUDA a product of float32 is three
+        of TF32 on the matrix units, to float32's precision. Bit-repeatable, on the CPU for any number of
+        threads. Differentiable any number of times; from the second time on in plain PyTorch.
 
     Cost:
-        Forward reads assignment and features once (assignment once for every 64 channels on the CPU, for 32
+        Forward reads assignment and features once (assignment once for every 64 channels on the CPU, for 40
         on CUDA; features on CUDA once for every 16 regions); backward reads both and writes their gradients.
-        Extra memory O(K C). Contiguous and channels_last(_3d) tensors are read in place, any other layout
-        costs a copy.
+        Extra memory O(K C), on CUDA 8 bytes a voxel besides for logits of more than 16 regions. Contiguous
+        and channels_last(_3d) tensors are read in place, any other layout costs a copy.
 
     Source:
         The region pooling of region contrast pretraining: g_k (grey) and r_k (mean) with their gradients

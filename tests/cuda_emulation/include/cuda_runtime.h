@@ -45,6 +45,7 @@
 #define __shared__ thread_local
 
 #include "cuda_emulation/atomics.h"
+#include "cuda_emulation/matrix.h"
 #include "cuda_emulation/scheduler.h"
 #include "cuda_emulation/warp.h"
 
