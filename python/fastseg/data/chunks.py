@@ -99,12 +99,16 @@ def _load(source: Source, index: tuple[int, ...]) -> np.ndarray | None:
         raise InputError(f"{source.name} cannot be read{place}: {reason(error)}") from error
 
 
-def read_file(path: str, name: str, offset: int = 0, size: int = -1) -> bytes | None:
-    """A file's bytes, the last ones for a negative offset; None if there is no file."""
+def read_file(path: str, name: str, offset: int = 0, size: int = -1, most: int | None = None) -> bytes | None:
+    """A file's bytes, the last ones for a negative offset; None if there is no file. most: bytes that it may have."""
     try:
         with open(path, "rb", buffering=0) as file:
             length = os.fstat(file.fileno()).st_size
             start = min(offset, length) if offset >= 0 else max(length + offset, 0)
+            if most is not None and length > most:
+                raise InputError(
+                    f"{name} cannot be read: {path} has {length:,} bytes, a chunk at most {most:,}"
+                )
             file.seek(start)
             # Sizes come from files that may be damaged: never more than there is.
             return file.read(length - start if size < 0 else min(size, length - start))

@@ -9,10 +9,12 @@ from __future__ import annotations
 import bz2
 import lzma
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+
+_MOST_DICTIONARY = 1 << 30
 
 # What numcodecs may be asked for by a file's metadata. Its codec `pickle` would run code out of the file.
 _FILTERS = ("adler32", "astype", "bitround", "crc32", "delta", "fixedscaleoffset", "fletcher32")
@@ -20,22 +22,32 @@ _FILTERS += ("lz4", "packbits", "quantize", "shuffle", "zstd")
 NAMES = ("blosc", "bz2", "crc32c", "gzip", "lzma", "zlib", *_FILTERS)
 
 
-def decode(name: str, settings: Mapping[str, Any], data: Any, size: int | None = None) -> Any:
-    """Undo one codec. size: bytes that must come out, where they are known.
+def stored_bytes(size: int) -> int:
+    """The most that a chunk of ``size`` bytes takes by a codec that makes it longer, which none does by half."""
+    return 2 * size + (1 << 20)
+
+
+def decode(name: str, settings: Mapping[str, Any], data: Any, most: int, *, exact: bool = False) -> Any:
+    """Undo one codec. most: bytes that may come out, or with ``exact`` must: no more are made, whatever the data say.
 
     ValueError, or an error of the library's own, where the data are damaged.
     """
     if name in ("gzip", "zlib"):
-        return _inflate(data, size)
+        return _inflate(data, most)
     if name == "blosc":
-        return _unblosc(data, size)
+        return _unblosc(data, most, exact)
     if name == "crc32c":
         return _checked_crc32c(data)
     if name == "bz2":
-        return bz2.decompress(data)
+        return _decompress(bz2.BZ2Decompressor, data, most)
     if name == "lzma":
-        filters = settings.get("filters")
-        return lzma.decompress(data, settings.get("format", lzma.FORMAT_XZ) if filters else 0, None, filters)
+        return _decompress(lambda: _lzma_stream(settings), data, most)
+    if name == "zstd":
+        import imagecodecs
+
+        return imagecodecs.zstd_decode(data, out=most)
+    if name == "lz4":
+        _require_size(int.from_bytes(memoryview(data)[:4], "little"), most, False)
     import numcodecs
 
     return numcodecs.get_codec({**settings, "id": name}).decode(data)
@@ -54,24 +66,60 @@ def known_codec(name: str, settings: Mapping[str, Any]) -> bool:
     return True
 
 
-def _inflate(data: Any, size: int | None) -> bytes:
+def _inflate(data: Any, most: int) -> bytes:
     stream = zlib.decompressobj(wbits=47)  # zlib or gzip, whichever the header says
     # One byte more than there should be shows a stream that is too long without decoding all of it.
-    content = stream.decompress(data, size + 1 if size is not None else 0)
+    content = stream.decompress(data, most + 1)
     if not stream.eof or stream.unused_data:
         raise ValueError("its compressed stream is too short or too long")
     return content
 
 
-def _unblosc(data: Any, size: int | None) -> bytes:
+def _decompress(begin: Callable[[], Any], data: Any, most: int) -> bytes:
+    """All streams of bz2 or lzma, one after another; what follows them is left, as the library itself does."""
+    pieces: list[bytes] = []
+    left = most
+    while data:
+        stream = begin()
+        try:
+            piece = stream.decompress(data, left + 1)
+        except (OSError, lzma.LZMAError):
+            if not pieces:
+                raise
+            break
+        if not stream.eof or len(piece) > left:
+            raise ValueError("its compressed stream is too short or too long")
+        pieces.append(piece)
+        left -= len(piece)
+        data = stream.unused_data
+    return b"".join(pieces)
+
+
+def _lzma_stream(settings: Mapping[str, Any]) -> lzma.LZMADecompressor:
+    filters = settings.get("filters")
+    kind = settings.get("format", lzma.FORMAT_XZ) if filters else lzma.FORMAT_AUTO
+    if kind == lzma.FORMAT_RAW:
+        for each in filters or ():
+            _require_size(each.get("dict_size", 0), _MOST_DICTIONARY, False)
+        return lzma.LZMADecompressor(kind, None, filters)
+    return lzma.LZMADecompressor(kind, _MOST_DICTIONARY)
+
+
+def _require_size(size: int, most: int, exact: bool) -> None:
+    if size > most or (exact and size != most):
+        raise ValueError(f"it declares {size:,} bytes, {'' if exact else 'at most '}{most:,} are right")
+
+
+def _unblosc(data: Any, most: int, exact: bool) -> bytes:
     import imagecodecs
 
     view = memoryview(data)
     if len(view) < 16:
         raise ValueError("its Blosc header is cut off")
     decoded, held = (int.from_bytes(view[at : at + 4], "little") for at in (4, 12))
-    if held != len(view) or size not in (None, decoded):
+    if held != len(view):
         raise ValueError(f"its Blosc header tells of {held} bytes, there are {len(view)}")
+    _require_size(decoded, most, exact)
     return imagecodecs.blosc_decode(data, numthreads=1)
 
 

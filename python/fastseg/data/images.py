@@ -19,6 +19,10 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", *TIFF_SUFFIXES)
 
 _CACHE_BYTES = 256 << 20
 
+# Pillow warns of images of so many pixels, and refuses those of twice as many, as uploads of strangers.
+_MOST_OF_PILLOW = 1 << 26
+_MOST_PIXELS = 1 << 32
+
 
 class FolderSource(Source):
     """Images of one size as the slices of a stack, in natural order of their names (z2 before z10)."""
@@ -55,17 +59,46 @@ class FolderSource(Source):
 
     @staticmethod
     def _decode(path: str) -> np.ndarray:
-        import imageio.v3 as imageio
-
         try:
-            image = np.asarray(imageio.imread(path))
-        except (OSError, ValueError, RuntimeError, SyntaxError) as error:
+            image = _read_image(path)
+        except InputError:
+            raise
+        except Exception as error:  # each decoder has errors of its own
             raise InputError(f"{path} cannot be read as an image: {reason(error)}") from error
         if image.ndim == 3 and image.shape[2] in (2, 4):  # the last channel is transparency
             image = image[:, :, :-1]
         if image.ndim == 3 and image.shape[2] == 1:
             image = image[:, :, 0]
         return image
+
+
+def _read_image(path: str) -> np.ndarray:
+    import imagecodecs
+    import imageio.v3 as imageio
+    from PIL.Image import DecompressionBombError
+
+    pixels, is_bilevel = _png_header(path)
+    if pixels > _MOST_PIXELS:
+        raise InputError(
+            f"{path} has {pixels:,} pixels, and an image is decoded whole: store it as a tiled TIFF or OME-Zarr"
+        )
+    if pixels <= _MOST_OF_PILLOW:
+        try:
+            return np.asarray(imageio.imread(path))
+        except DecompressionBombError:  # an image of another kind
+            pass
+    image = imagecodecs.imread(path)
+    return image != 0 if is_bilevel else image
+
+
+def _png_header(path: str) -> tuple[int, bool]:
+    """The number of pixels, and whether each is a bit, as its header says; 0 for other images."""
+    with open(path, "rb") as file:
+        header = file.read(26)
+    if header[:8] != b"\x89PNG\r\n\x1a\n":
+        return 0, False
+    width, height = (int.from_bytes(header[at : at + 4], "big") for at in (16, 20))
+    return width * height, header[24:] == b"\x01\x00"
 
 
 def image_paths(pattern: str) -> list[str]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -89,7 +90,7 @@ def scale_intensity(raw: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def _sample_boxes(volume: Volume) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    if np.prod(volume.shape) <= _BLOCKS * np.prod(_BLOCK_SHAPE):
+    if math.prod(volume.shape) <= _BLOCKS * math.prod(_BLOCK_SHAPE):
         return [(start, stop) for start, stop in volume.blocks()]
     size = np.minimum(_BLOCK_SHAPE, volume.shape)
     # An additive recurrence on the powers of the plastic number covers a box evenly with any number of points.

@@ -59,7 +59,8 @@ class N5Source(ChunkedSource):
         return os.path.join(self.folder, *map(str, reversed(index)))
 
     def chunk_bytes(self, index: tuple[int, ...]) -> bytes | None:
-        return read_file(self.chunk_name(index), self.name)
+        whole = codecs.stored_bytes(self.dtype.itemsize * math.prod(self.chunks))
+        return read_file(self.chunk_name(index), self.name, most=whole)
 
     def undo(self, data: bytes) -> np.ndarray:
         """A block: mode and number of axes (2 bytes each), its size (4 bytes an axis), the values, big-endian."""
@@ -73,7 +74,8 @@ class N5Source(ChunkedSource):
             raise ValueError(f"its header states the size {box}")
         content: Any = memoryview(data)[header:]
         if self._codec:
-            content = codecs.decode(self._codec, {}, content, self.dtype.itemsize * math.prod(box))
+            size = self.dtype.itemsize * math.prod(box)
+            content = codecs.decode(self._codec, {}, content, size, exact=True)
         block = codecs.as_array(content, self.dtype, box)
         if box == self.chunks:
             return block

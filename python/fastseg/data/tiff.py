@@ -19,12 +19,14 @@ import numpy as np
 
 from fastseg.data.cache import ChunkCache
 from fastseg.data.chunks import read_file
+from fastseg.data.codecs import stored_bytes
 from fastseg.data.sources import MICROMETRES, Slices, Source, describe_box, guess_axes, reason
 from fastseg.errors import InputError
 
 TIFF_SUFFIXES = (".tif", ".tiff", ".tf8", ".btf")
 
 _CACHE_BYTES = 256 << 20
+_MOST_PLANES = 10_000_000
 _JPEG = (6, 7, 33007, 34892)
 
 
@@ -89,6 +91,7 @@ class TiffSource(Source):
         propagate, logger.propagate = logger.propagate, False
         try:
             file = tifffile.TiffFile(self.path)
+            _require_planes(self.path, file)
             if not file.series:
                 raise InputError(f"{self.path} holds no image")
         except InputError:
@@ -159,10 +162,11 @@ class TiffSource(Source):
         content = None
         if size:  # otherwise it was left out: all of it is the file's value for no data
             path = page.parent.filehandle.path  # an OME-TIFF may spread over several files
-            content = read_file(path, self.path, offset, size)
+            whole = math.prod(_segment_shape(keyframe)) * keyframe.dtype.itemsize
+            content = read_file(path, self.path, offset, min(size, stored_bytes(whole)))
             if content is None or len(content) != size:
                 raise InputError(
-                    f"{self.path} cannot be read: {path} ends within segment {segment} of a page"
+                    f"{self.path} cannot be read: {path} does not hold segment {segment} of a page, of {size:,} bytes"
                 )
         tables = {"jpegtables": page.jpegtables} if keyframe.compression in _JPEG else {}
         data, _, shape = keyframe.decode(content, segment, **tables)
@@ -211,6 +215,19 @@ def _imagej_voxel_size(file: Any) -> tuple[float, float, float] | None:
         return None
     y, x = (factor * unit / pixels for pixels, unit in ratios)
     return (float(metadata["spacing"]) * factor, y, x)
+
+
+def _require_planes(path: str, file: Any) -> None:
+    """tifffile makes a list of all planes that OME metadata declare."""
+    if not file.is_ome:
+        return
+    for pixels in ElementTree.fromstring(file.ome_metadata).findall(".//{*}Pixels"):
+        planes = math.prod(int(pixels.get(f"Size{axis}", 1)) for axis in "ZCT")
+        if planes > _MOST_PLANES:
+            raise InputError(
+                f"{path} cannot be opened as TIFF: its OME metadata declare {planes:,} planes, more than "
+                f"{_MOST_PLANES:,}"
+            )
 
 
 def _ome_voxel_size(file: Any) -> tuple[float, float, float] | None:

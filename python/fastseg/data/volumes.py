@@ -22,6 +22,8 @@ from fastseg.errors import InputError
 
 Box = tuple[int, int, int]
 
+_MOST_DECODED = 8 << 30  # HDF5 knows chunks of up to 4 GiB, Blosc of 2
+
 
 class Volume:
     """A box of a file as (channels, z, y, x); images are volumes of one slice.
@@ -52,6 +54,12 @@ class Volume:
             raise InputError(f"{source.name} must hold numbers, got dtype {source.dtype}")
         if 0 in source.shape:
             raise InputError(f"{source.name} is empty: shape {source.shape}")
+        decoded = math.prod(source.chunks or ()) * source.dtype.itemsize
+        if decoded > _MOST_DECODED:
+            raise InputError(
+                f"{source.name} is stored in chunks {source.chunks} of {decoded / 2**30:,.0f} GiB, each of which must "
+                f"be decoded whole: at most {_MOST_DECODED >> 30} GiB can be; store it in smaller chunks or tiles"
+            )
         self.source, self.axes, self.name = source, axes, source.name
         sizes = dict(zip(axes, source.shape, strict=True))
         self.channels = sizes.get("c", 1)
@@ -142,12 +150,16 @@ class Volume:
     def blocks(self, most_voxels: int = 1 << 24) -> Iterator[tuple[Box, Box]]:
         """Boxes (start, stop) that tile the volume, aligned to its chunks, of about most_voxels at most."""
         z, y, x = self.shape
-        unit = self.chunks or (1, 64, x)
+        unit = self.chunks or (1, 64, 4096)
+        columns = x
         rows = max(unit[1], most_voxels // (unit[0] * x) // unit[1] * unit[1])
         planes = unit[0] * max(1, most_voxels // (unit[0] * y * x)) if rows >= y else unit[0]
+        if unit[0] * unit[1] * x > 8 * most_voxels:  # lines so long that a row of chunks is too much at once
+            columns = max(unit[2], most_voxels // (unit[0] * unit[1]) // unit[2] * unit[2])
         for z0 in range(0, z, planes):
             for y0 in range(0, y, rows):
-                yield (z0, y0, 0), (min(z0 + planes, z), min(y0 + rows, y), x)
+                for x0 in range(0, x, columns):
+                    yield (z0, y0, x0), (min(z0 + planes, z), min(y0 + rows, y), min(x0 + columns, x))
 
     def __repr__(self) -> str:
         channels = f", {self.channels} channels" if self.channels > 1 else ""

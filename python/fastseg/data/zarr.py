@@ -60,7 +60,7 @@ class ZarrSource(ChunkedSource):
     def chunk_bytes(self, index: tuple[int, ...]) -> bytes | None:
         path = self.chunk_name(index)
         if self.layout.shard is None:
-            return read_file(path, self.name)
+            return read_file(path, self.name, most=self.layout.stored_bytes)
         table = self._indexes.get(self._shard_of(index), lambda: self._shard_index(path))
         if not table.size:
             return None
@@ -69,7 +69,8 @@ class ZarrSource(ChunkedSource):
         )
         if offset == size == _MISSING:
             return None
-        data = read_file(path, self.name, offset, size) if size < 2**31 and offset < 2**62 else b""
+        is_sane = size <= self.layout.stored_bytes and offset < 2**62
+        data = read_file(path, self.name, offset, size) if is_sane else b""
         if data is None or len(data) != size or not size:
             raise InputError(f"{self.name} cannot be read: {path} ends before chunk {index}")
         return data
@@ -93,7 +94,7 @@ class ZarrSource(ChunkedSource):
             return np.empty(0, "<u8")
         try:
             if shard.has_checksum:
-                content = codecs.decode("crc32c", {}, content)
+                content = codecs.decode("crc32c", {}, content, shard.index_bytes)
             return codecs.as_array(content, np.dtype("<u8"), (*shard.counts, 2))
         except ValueError as error:
             raise InputError(

@@ -21,6 +21,8 @@ from fastseg.data import codecs
 from fastseg.data.sources import reason
 from fastseg.errors import InputError
 
+_MOST_INDEX_BYTES = 1 << 30  # of a shard
+
 
 @dataclass(frozen=True)
 class Node:
@@ -63,10 +65,22 @@ class ArrayLayout:
     def key(self, index: tuple[int, ...]) -> str:
         return self.prefix + self.separator.join(map(str, index))
 
+    @property
+    def chunk_bytes(self) -> int:
+        return self.dtype.itemsize * math.prod(self.chunks)
+
+    @property
+    def stored_bytes(self) -> int:
+        """The most that a chunk takes in its file and between its codecs, one of which may store wider numbers."""
+        widened = 8 if any(name == "astype" for name, _ in self.pipeline) else 1
+        return codecs.stored_bytes(widened * self.chunk_bytes)
+
     def decode(self, data: Any) -> np.ndarray:
-        size = self.dtype.itemsize * math.prod(self.chunks)
+        size = self.chunk_bytes
         for place, (name, settings) in reversed(list(enumerate(self.pipeline))):
-            data = codecs.decode(name, settings, data, size if place == 0 else None)
+            is_last = place == 0
+            most = size if is_last else self.stored_bytes
+            data = codecs.decode(name, settings, data, most, exact=is_last)
         shape = self.chunks
         for order in self.orders:
             shape = tuple(shape[a] for a in order)
@@ -147,6 +161,8 @@ def _parse_3(metadata: Mapping[str, Any]) -> ArrayLayout:
         counts = tuple(o // c for o, c in zip(outer, chunks, strict=True))
         at_end = inner.get("index_location", "end") == "end"
         shard = Shard(counts, at_end, len(index_codecs) == 2)
+        if shard.index_bytes > _MOST_INDEX_BYTES:
+            raise InputError(f"shards of {math.prod(counts):,} chunks are not supported")
         stages = inner["codecs"]
     dtype, orders, pipeline = np.dtype(_dtype_name(name)), [], []
     is_bytes = False
