@@ -19,12 +19,13 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CACHE = ROOT / "build" / "cuda_emulation"
 CXX = os.environ.get("CXX", "g++")
-FLAGS = ["-std=c++17", "-g", "-fPIC", "-DFASTSEG_CUDA_EMULATION"]
-# Call a function for every load and store (memory.cpp has them); stop at the first complaint. An `extern
-# __shared__` array needs no C++ wrapper for its dynamic initialisation.
+FLAGS = ["-std=c++17", "-g1", "-fPIC", "-DFASTSEG_CUDA_EMULATION"]
+# Call a function for every load and store (memory.cpp has them), which sees null pointers too; stop at the first
+# complaint. An `extern __shared__` array needs no C++ wrapper for its dynamic initialisation.
 INSTRUMENT = [
-    "-O1",
+    "-Og",  # -O1 takes twice as long to compile
     "-fsanitize=address,undefined",
+    "-fno-sanitize=null",
     "-fno-sanitize-recover=all",
     "--param=asan-instrumentation-with-call-threshold=0",
     "-fno-extern-tls-init",
@@ -32,6 +33,14 @@ INSTRUMENT = [
     "-Wno-unknown-pragmas",
     "-Wno-unused-function",
 ]
+OTHER_TYPES = """\
+    case ScalarKind::kFloat64:
+      return run(double());
+    case ScalarKind::kBFloat16:
+      return run(__nv_bfloat16());
+    case ScalarKind::kFloat16:
+      return run(__half());
+"""
 SHARED_GAP = 128  # bytes of no man's land behind every __shared__ variable
 MAX_SHARED = 227 * 1024
 
@@ -103,6 +112,18 @@ def build(*sources: Path, include: Path = ROOT / "kernels", plain_types: bool = 
         (folder / "shared_variables.txt").replace(library.with_name("shared_variables.txt"))
         (folder / "kernels.so").replace(library)
     return library
+
+
+def kernels_without_barrier(folder: Path, file: str, why: str) -> Path:
+    """A copy of kernels/ without the barrier whose comment says why, and for float32 alone, which is soon compiled."""
+    kernels = shutil.copytree(ROOT / "kernels", folder / "kernels")
+    lines = (kernels / file).read_text().splitlines(keepends=True)
+    lines.remove(next(line for line in lines if "__syncthreads();" in line and why in line))
+    (kernels / file).write_text("".join(lines))
+    types = (kernels / "cuda_utils.cuh").read_text()
+    assert OTHER_TYPES in types
+    (kernels / "cuda_utils.cuh").write_text(types.replace(OTHER_TYPES, ""))
+    return kernels
 
 
 @contextmanager

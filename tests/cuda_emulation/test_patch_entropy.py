@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What only the emulation can say of patch_entropy's CUDA kernels: order of threads, long rows, barriers."""
 
-import shutil
-
 import pytest
 import torch
 
@@ -85,14 +83,9 @@ def every_kernel():
 @pytest.mark.parametrize("name", BARRIERS)
 def test_a_barrier_taken_out_is_noticed(tmp_path, name):
     file, before, report = BARRIERS[name]
-    shutil.copytree(builder.ROOT / "kernels", tmp_path / "kernels")
-    broken = tmp_path / "kernels" / file
-    lines = broken.read_text().splitlines(keepends=True)
-    number = next(i for i, line in enumerate(lines) if "__syncthreads();" in line and before in line)
-    del lines[number]
-    broken.write_text("".join(lines))
+    kernels = builder.kernels_without_barrier(tmp_path, file, before)
     sources = [tmp_path / s if s.startswith("kernels") else builder.ROOT / s for s in PatchEntropyOps.sources]
-    library = builder.build(*sources, include=tmp_path / "kernels")
+    library = builder.build(*sources, include=kernels)
     with Emulated(library) as emulated, EmulatedOps({PatchEntropyOps: emulated}, 3):  # noqa: SIM117
         with pytest.raises(EmulationError, match=report):
             every_kernel()
