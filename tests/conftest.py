@@ -39,7 +39,7 @@ if SKIP_MISSING and importlib.util.find_spec("hypothesis") is None:
     # Its tests are skipped, and the others of their files run.
     stand_in = MagicMock(__spec__=ModuleSpec("hypothesis", None))
     stand_in.given = lambda *_, **__: pytest.mark.skip(reason="hypothesis is not installed")
-    stand_in.settings = stand_in.example = lambda *_, **__: lambda test: test
+    stand_in.example = lambda *_, **__: lambda test: test
     sys.modules |= {"hypothesis": stand_in, "hypothesis.strategies": stand_in.strategies}
 
 
@@ -74,6 +74,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption("--skip-missing", action="store_true", help="skip what needs a package that is absent")
     parser.addoption("--data", type=Path, help="folder of the sample data sets, such as em_lucchi/train.h5")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    from hypothesis import settings
+
+    long = config.getoption("--long") or config.getoption("--slow")
+    settings.register_profile("fastseg", max_examples=50 if long else 15, deadline=None)
+    settings.load_profile("fastseg")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -8,7 +8,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial import ConvexHull
 from skimage.measure import label, regionprops
@@ -105,7 +105,6 @@ def test_slices_lie_across_the_axis() -> None:
             np.testing.assert_array_equal(object_values(moved, name, smallest=3, axis=axis), expected)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([0.1, 0.3, 0.5, 0.8]), st.sampled_from([0, 3, 10]))
 def test_every_way_of_looking_is_the_definition(seed: int, share: float, smallest: int) -> None:
     rng = np.random.default_rng(seed)

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
@@ -53,7 +53,6 @@ def test_nothing_on_one_side_or_both() -> None:
     assert average_surface_distance(np.ones_like(one), one) == math.inf
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     st.integers(0, 2**32),
     st.tuples(*[st.integers(1, 7)] * 3),

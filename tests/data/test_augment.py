@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -44,7 +44,6 @@ def noise(*shape: int) -> Tensor:
     return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 
 
-@settings(max_examples=40, deadline=None)
 @given(symmetry=st.sampled_from(["none", "plane", "volume"]), seed=st.integers(0, 999), cube=st.booleans())
 def test_symmetries_move_image_target_and_codes_alike(symmetry: str, seed: int, cube: bool) -> None:
     shape = (6, 6, 6) if cube else (3, 5, 6)

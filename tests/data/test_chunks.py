@@ -13,7 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastseg.data.cache import ChunkCache
@@ -40,7 +40,6 @@ def write(folder: Path, array: np.ndarray, chunks: tuple[int, ...], **options: o
     return folder / "v.h5"
 
 
-@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_boxes_are_those_of_the_library(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

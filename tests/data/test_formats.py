@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastseg.data.tiff import TiffSource
@@ -24,7 +24,6 @@ from fastseg.data.volumes import open_volume
 from tests.data.formats import Case, cases, values, write
 
 
-@settings(max_examples=250, deadline=None)
 @given(case=cases(), shape=st.tuples(*[st.integers(1, 14)] * 3), data=st.data())
 def test_boxes_of_every_format(case: Case, shape: tuple[int, int, int], data: st.DataObject) -> None:
     array = values(case.dtype, shape)
@@ -39,7 +38,6 @@ def test_boxes_of_every_format(case: Case, shape: tuple[int, int, int], data: st
         assert np.array_equal(volume[:][0], array)
 
 
-@settings(max_examples=40, deadline=None)
 @given(case=cases(["hdf5", "zarr2", "zarr3", "npy"]), shape=st.tuples(*[st.integers(1, 9)] * 3))
 def test_channels_come_first(case: Case, shape: tuple[int, int, int]) -> None:
     case.options.pop("filters", None)

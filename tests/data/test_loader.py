@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastseg.data.annotations import AnnotatedVolume, index_labels
@@ -74,7 +74,6 @@ def test_mirrored_is_numpys_reflection(before: int, inside: int, after: int) -> 
     assert np.array_equal(mirrored(before, inside, before + inside + after), expected)
 
 
-@settings(max_examples=20, deadline=None)
 @given(
     threads=st.integers(1, 4),
     per_block=st.sampled_from([1, 4]),

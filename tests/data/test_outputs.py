@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import zarr
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastseg.data.outputs import ArraySpec, Block, open_output
@@ -73,7 +73,6 @@ def layouts(draw: st.DrawFn) -> tuple[ArraySpec, list[Block]]:
     return spec, draw(st.permutations(blocks)) if len(blocks) < 50 else blocks
 
 
-@settings(max_examples=80, deadline=None)
 @given(layout=layouts(), kind=st.sampled_from(KINDS), holes=st.booleans())
 def test_other_libraries_read_what_was_written(
     tmp_path_factory: pytest.TempPathFactory, layout: tuple[ArraySpec, list[Block]], kind: str, holes: bool

@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastseg.data import resampled as module
@@ -84,7 +84,6 @@ def test_values_are_those_of_the_definition(
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
 def test_any_box_is_that_of_the_whole(volumes: dict[str, Volume], data: st.DataObject) -> None:
     ratio = data.draw(st.tuples(*[st.one_of(st.sampled_from([1.0, 2.0, 0.5]), st.floats(0.13, 7.9))] * 3))
     nearest = data.draw(st.booleans())

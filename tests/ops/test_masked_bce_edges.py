@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastseg import _C, masked_weighted_bce, masked_weighted_bce_terms
@@ -123,7 +123,6 @@ def test_repeatable(device):
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_fused_is_the_reference(data):
     axes = data.draw(st.integers(1, 3))

@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastseg import extract_patches
@@ -106,7 +106,6 @@ def test_nothing_to_cut(impl):
     assert (torch.autograd.grad(patches.sum(), volume)[0] == 0).all()
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_fused_is_the_reference(data):
     axes = data.draw(st.integers(1, 3))

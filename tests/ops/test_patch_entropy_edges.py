@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastseg import patch_entropy
@@ -119,7 +119,6 @@ def test_threads_do_not_change_a_bit(mode):
         assert all(torch.equal(a, b) for a, b in zip(found, results[0], strict=True))
 
 
-@settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_fused_is_the_reference(data):
     axes = data.draw(st.integers(1, 3))

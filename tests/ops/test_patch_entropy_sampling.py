@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastseg import sample_patches
@@ -211,7 +211,6 @@ def test_one_entropy_for_all_channels():
         )
 
 
-@settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_fused_is_the_reference(data):
     windows = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=3))

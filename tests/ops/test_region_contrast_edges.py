@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastseg import region_contrast, region_contrast_rows
@@ -227,7 +227,6 @@ def test_many_ids(device, size, bank, groups, offset, temperature):
         torch.testing.assert_close(value.double(), true, rtol=1e-4, atol=1e-5 * true.abs().max().item())
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_fused_is_the_reference(data):
     bank = data.draw(st.none() | st.integers(0, 300))

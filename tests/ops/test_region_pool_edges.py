@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastseg import region_pool, region_stats
@@ -119,7 +119,6 @@ def test_threads_and_runs_do_not_change_a_bit(device, reduce, layout):
     torch.testing.assert_close(results[0], truth, rtol=1e-3, atol=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_fused_is_the_reference(data):
     spatial = data.draw(st.lists(st.integers(1, 17), min_size=1, max_size=3))
@@ -139,7 +138,6 @@ def test_fused_is_the_reference(data):
     torch.testing.assert_close(fused, reference, rtol=1e-11, atol=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 2000), st.integers(0, 99))
 def test_identities(num_regions, channels, voxels, seed):
     """Counts add up; total variance = within + between; labels renamed, results renamed."""

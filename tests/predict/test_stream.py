@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fastseg.data.volumes import Volume, open_volume
@@ -42,7 +42,6 @@ def identity(raw: torch.Tensor) -> torch.Tensor:
 axis = st.tuples(st.integers(1, 60), st.sampled_from([1, 2, 4, 7, 8, 16]))
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     z=axis, y=axis, x=axis, overlap=st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 0.9]), blocks=st.booleans()
 )
