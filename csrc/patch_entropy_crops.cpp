@@ -13,13 +13,12 @@ namespace {
 
 constexpr int64_t kGrain = 32768;  // bytes, or additions, that are worth a thread
 
-// corners must outlive what this returns.
+// corners, contiguous, must outlive what this returns.
 PatchCrops prepare(const Tensor& corners, const Shape& spatial, const Shape& patch_size, int64_t channels) {
   const int64_t axes = int64_t(spatial.size());
   check(axes >= 1 && axes <= 3, "volume must be (B, C, *S) with 1 to 3 spatial axes, got ", axes, " axes");
   check(int64_t(patch_size.size()) == axes, "patch_size must have ", axes, " entries, got ", patch_size);
-  check(corners.scalar_type() == ScalarType::Long && corners.is_contiguous(),
-        "corners must be contiguous and int64");
+  check(corners.scalar_type() == ScalarType::Long, "corners must be int64, got ", corners.scalar_type());
   check(corners.dim() == 3 && corners.size(2) == axes, "corners must be (B, n, ", axes, "), got ", corners);
   PatchCrops crops{};
   crops.corners = static_cast<const int64_t*>(corners.data_ptr());
@@ -75,8 +74,9 @@ PatchCrops prepare_grad(const Tensor& grad, const Tensor& corners, const Shape& 
 
 }  // namespace
 
-Tensor patch_entropy_crops(const Tensor& volume, const Tensor& corners, const Shape& patch_size) {
+Tensor patch_entropy_crops(const Tensor& volume, const Tensor& given_corners, const Shape& patch_size) {
   const Place place(volume);
+  const Tensor corners = contiguous(given_corners);
   const PatchCrops crops = prepare_volume(volume, corners, patch_size);
   const Tensor patches = empty_patches(volume, crops, patch_size);
   const int64_t element_size = volume.element_size();
@@ -95,10 +95,10 @@ Tensor patch_entropy_crops(const Tensor& volume, const Tensor& corners, const Sh
   return patches;
 }
 
-Tensor patch_entropy_crops_backward(const Tensor& grad, const Tensor& corners, const Shape& spatial) {
+Tensor patch_entropy_crops_backward(const Tensor& grad, const Tensor& given_corners, const Shape& spatial) {
   const Place place(grad);
   Shape shape;
-  const Tensor lying = contiguous(grad);
+  const Tensor lying = contiguous(grad), corners = contiguous(given_corners);
   const PatchCrops crops = prepare_grad(lying, corners, spatial, &shape);
   const Tensor grad_volume = empty_on(grad, shape, grad.scalar_type());
 #if defined(FASTSEG_WITH_CUDA)

@@ -107,7 +107,9 @@ def unexpected_spills(usages: list[Usage], source: str) -> list[str]:
 
 
 @needs_nvcc
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture", ["sm_90", *(pytest.param(a, marks=pytest.mark.long) for a in ("sm_80", "sm_100"))]
+)
 @pytest.mark.parametrize("source", sorted(KERNELS.glob("cuda/*.cu")), ids=lambda path: path.stem)
 def test_compiles_without_spills(source, architecture, tmp_path, capsys):
     usages = compile_kernels(source, architecture, tmp_path / "kernels.cubin")

@@ -61,13 +61,14 @@ def extract_patches(
     patch_size = per_axis("patch_size", patch_size, axes)
     if any(patch > size for patch, size in zip(patch_size, volume.shape[2:], strict=True)):
         raise ValueError(f"patch_size must fit in {tuple(volume.shape[2:])}, got {tuple(patch_size)}")
-    number = math.prod(corners.shape[1:-1])
-    flat = corners.detach().long().reshape(corners.shape[0], number, axes).contiguous()
+    flat = corners if corners.dtype == torch.int64 else corners.long()
+    if corners.dim() != 3:
+        flat = flat.reshape(corners.shape[0], math.prod(corners.shape[1:-1]), axes)
     if use_fused("patch_entropy", impl, volume.device):
         patches = _crops(volume, flat, patch_size)
     else:
         patches = extract_patches_reference(volume, flat, patch_size)
-    return patches.reshape(*corners.shape[:-1], volume.shape[1], *patch_size)
+    return patches if corners.dim() == 3 else patches.reshape(*corners.shape[:-1], *patches.shape[2:])
 
 
 @torch.library.register_fake("fastseg::patch_entropy_crops")
@@ -89,7 +90,7 @@ def _save(ctx, inputs, output):
 
 def _backward(ctx, grad):
     (corners,) = ctx.saved_tensors
-    return _crops_backward(grad.contiguous(), corners, ctx.spatial), None, None
+    return _crops_backward(grad, corners, ctx.spatial), None, None
 
 
 # The adjoint of the adjoint is the crop again.

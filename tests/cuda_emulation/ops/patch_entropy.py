@@ -158,7 +158,7 @@ class PatchEntropyOps:
             "crops_backward",
             **self._crops(corners, grad.shape[2], spatial, list(grad.shape[3:]), [0] * 5),
             kind=_KINDS[grad.dtype],
-            grad=Input(grad.detach()),
+            grad=Input(grad.detach().contiguous()),
             grad_volume=Output(grad_volume),
         )
         return grad_volume
@@ -167,7 +167,7 @@ class PatchEntropyOps:
         axes = len(patch_size)
         sizes, patch = _three(spatial, axes), _three(patch_size, axes)
         return {
-            "corners": Input(corners),
+            "corners": Input(corners.contiguous()),
             "batch": corners.shape[0],
             "patches": corners.shape[1],
             "channels": channels,
