@@ -11,7 +11,8 @@ import numpy as np
 from fastseg.methods.region_contrast import PretrainingTask
 from fastseg.train.config import Config
 from fastseg.train.config_file import load_config
-from fastseg.train.inputs import each_image, open_training
+from fastseg.train.folders import each_image
+from fastseg.train.inputs import open_training
 from fastseg.train.ranks import Ranks
 from tests.methods.tissue import draw_image
 

@@ -46,7 +46,7 @@ def check_run(config: Config, seconds: float) -> list[str]:
             _read_all(volume)
             lines += [f"  {describe(volume, index)}", f"    {_storage(volume.raw)}"]
             if volume.labels is not None:
-                lines.append(f"    ids: {index.ids or 'none'}")
+                lines.append(f"    labels {volume.labels.name}, ids: {index.ids or 'none'}")
         held_out = open_validation(config, volumes[0].raw)
         if held_out:
             lines.append(f"validation, every {config.train.validate_every} steps")

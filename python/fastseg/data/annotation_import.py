@@ -115,7 +115,7 @@ def _blocks(plan: Plan, annotated: list[int]) -> list[Block]:
 
 def _read_labels(path: str, plan: Plan, unlabelled: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Ids (rows, columns), 0 where they are ``unlabelled``, and where they are not."""
-    volume = open_volume(path)
+    volume = open_volume(path, ids=True)
     _require_grey_picture(path, volume, plan.picture)
     ids = volume.read((0, 0, 0), volume.shape)[0, 0]
     known = np.ones(ids.shape, bool) if unlabelled is None else ids != unlabelled

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Folders of images as sources."""
+"""Folders of images as sources, and single images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from fastseg.data.cache import ChunkCache
 from fastseg.data.sources import Slices, Source, reason
-from fastseg.data.tiff import TIFF_SUFFIXES
+from fastseg.data.tiff import TIFF_SUFFIXES, TiffSource
 from fastseg.errors import InputError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", *TIFF_SUFFIXES)
@@ -25,12 +25,19 @@ _MOST_PIXELS = 1 << 32
 
 
 class FolderSource(Source):
-    """Images of one size as the slices of a stack, in natural order of their names (z2 before z10)."""
+    """Images of one size as the slices of a stack, in natural order of their names (z2 before z10).
 
-    def __init__(self, pattern: str) -> None:
+    paths: the images, by default all that ``pattern`` matches. axes: those of a TIFF, where it states none or others.
+    ids: of palette images the numbers in the palette, not the colours.
+    """
+
+    def __init__(
+        self, pattern: str, paths: list[str] | None = None, *, axes: str | None = None, ids: bool = False
+    ) -> None:
         super().__init__()
         self.name = self.path = pattern
-        self.paths = image_paths(pattern)
+        self.paths = image_paths(pattern) if paths is None else paths
+        self._axes_of_files, self._ids = axes, ids
         self._cache = ChunkCache(_CACHE_BYTES)
         first = self._decode(self.paths[0])
         self.slice_shape, self.dtype = first.shape, first.dtype
@@ -57,10 +64,11 @@ class FolderSource(Source):
             )
         return image
 
-    @staticmethod
-    def _decode(path: str) -> np.ndarray:
+    def _decode(self, path: str) -> np.ndarray:
+        if path.lower().endswith(TIFF_SUFFIXES):
+            return _read_tiff(path, self._axes_of_files)
         try:
-            image = _read_image(path)
+            image = _read_image(path, self._ids)
         except InputError:
             raise
         except Exception as error:  # each decoder has errors of its own
@@ -72,18 +80,24 @@ class FolderSource(Source):
         return image
 
 
-def _read_image(path: str) -> np.ndarray:
+def _read_image(path: str, ids: bool) -> np.ndarray:
     import imagecodecs
     import imageio.v3 as imageio
+    from PIL import Image
     from PIL.Image import DecompressionBombError
 
-    pixels, is_bilevel = _png_header(path)
+    height, width, is_bilevel = _png_header(path)
+    pixels = height * width
     if pixels > _MOST_PIXELS:
         raise InputError(
             f"{path} has {pixels:,} pixels, and an image is decoded whole: store it as a tiled TIFF or OME-Zarr"
         )
     if pixels <= _MOST_OF_PILLOW:
         try:
+            if ids:
+                with Image.open(path) as opened:
+                    if opened.mode == "P":
+                        return np.asarray(opened)
             return np.asarray(imageio.imread(path))
         except DecompressionBombError:  # an image of another kind
             pass
@@ -91,23 +105,67 @@ def _read_image(path: str) -> np.ndarray:
     return image != 0 if is_bilevel else image
 
 
-def _png_header(path: str) -> tuple[int, bool]:
-    """The number of pixels, and whether each is a bit, as its header says; 0 for other images."""
+def _png_header(path: str) -> tuple[int, int, bool]:
+    """Height, width, and whether each pixel is a bit, as its header says; 0 for other images."""
     with open(path, "rb") as file:
         header = file.read(26)
     if header[:8] != b"\x89PNG\r\n\x1a\n":
-        return 0, False
+        return 0, 0, False
     width, height = (int.from_bytes(header[at : at + 4], "big") for at in (16, 20))
-    return width * height, header[24:] == b"\x01\x00"
+    return height, width, header[24:] == b"\x01\x00"
 
 
 def image_paths(pattern: str) -> list[str]:
     """The image files of a folder or a pattern, in natural order; InputError if there are none."""
-    found = os.path.join(pattern, "*") if os.path.isdir(pattern) else pattern
+    found = os.path.join(glob.escape(pattern), "*") if os.path.isdir(pattern) else pattern
     paths = sorted((p for p in glob.glob(found) if p.lower().endswith(IMAGE_SUFFIXES)), key=_natural_order)
     if not paths:
         raise InputError(f"{pattern} matches no image ({', '.join(IMAGE_SUFFIXES)})")
     return paths
+
+
+def image_size(path: str, axes: str | None = None) -> tuple[int, int, int]:
+    """Slices (1 but for TIFF stacks), height and width, from the header alone."""
+    if path.lower().endswith(TIFF_SUFFIXES):
+        sizes = _tiff_sizes(TiffSource(path), axes)
+        return sizes.get("z", 1) * sizes.get("t", 1), sizes["y"], sizes["x"]
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return 1, image.height, image.width
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InputError(f"{path} cannot be read as an image: {reason(error)}") from error
+
+
+def _tiff_sizes(source: TiffSource, axes: str | None) -> dict[str, int]:
+    axes = axes or source.axes
+    if len(axes) != len(source.shape) or not {*"yx"} <= {*axes} <= {*"tczyx"} or len({*axes}) < len(axes):
+        raise InputError(
+            f"{source.path} has shape {source.shape}: axes must name each once, as in yx, cyx or yxc, got "
+            f"{axes or 'none'!r}"
+        )
+    return dict(zip(axes, source.shape, strict=True))
+
+
+def _read_tiff(path: str, axes: str | None) -> np.ndarray:
+    """A TIFF of one image as (y, x) or (y, x, channels)."""
+    source = TiffSource(path)
+    axes = axes or source.axes
+    sizes = _tiff_sizes(source, axes)
+    slices = sizes.get("z", 1) * sizes.get("t", 1)
+    if slices > 1:
+        raise InputError(
+            f"{path} holds a stack of {slices} slices, axes {axes}: a folder of stacks is a volume for each file, "
+            "which data.train takes as it is and open_volume one by one; if they are channels, say so by axes: cyx"
+        )
+    array = source.read(tuple(slice(0, size) for size in source.shape))
+    source.handle().close()
+    array = array.transpose([axes.index(axis) for axis in "tzyxc" if axis in axes])
+    array = array.reshape(sizes["y"], sizes["x"], -1)
+    if source.alpha and axes == source.axes:
+        array = array[:, :, :-1]
+    return array[:, :, 0] if array.shape[2] == 1 else array
 
 
 def write_mask_image(path: str, mask: np.ndarray) -> None:

@@ -39,6 +39,7 @@ class Source(OpenFile):
     axes: str
     chunks: tuple[int, ...] | None = None
     voxel_size: tuple[float, float, float] | None = None  # micrometres, z y x
+    alpha: bool = False  # whether the last channel is transparency, which no volume shows
 
     def read(self, slices: Slices) -> np.ndarray:
         """The box ``slices`` of the file, one slice of step 1 per axis."""

@@ -59,6 +59,10 @@ class TiffSource(Source):
             axes = re.sub("[iq]", "z", axes)
         is_named = set(axes) <= set("tczyx") and len(set(axes)) == len(axes)
         self.axes = axes if is_named else guess_axes(len(self.shape))
+        # Samples that are not marked as transparency (1 premultiplied, 2 not) are channels like the others.
+        extra = series.keyframe.tags.valueof("ExtraSamples") or ()
+        last = extra[-1] if isinstance(extra, tuple) and extra else extra
+        self.alpha = is_named and "S" in series.axes and last in (1, 2)
         # Uncompressed stacks in one run can be read in place, whatever their number of pages.
         self.mapped = series.dataoffset is not None
         if not self.mapped:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import glob
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -47,8 +46,9 @@ class Volume:
         if "t" in axes and source.shape[axes.index("t")] != 1:
             times = source.shape[axes.index("t")]
             raise InputError(
-                f"{source.name} has {times} time points: write the one to use to a file of its own, or name the axis "
-                "c to take them as channels"
+                f"{source.name} has {times} time points: write the one to use to a file of its own, or give axes that "
+                f"call them slices ({axes.replace('t', 'z') if 'z' not in axes else axes!r}) or channels "
+                f"({axes.replace('t', 'c') if 'c' not in axes else axes!r})"
             )
         if source.dtype.kind not in "buif" or source.dtype.itemsize > 8:
             raise InputError(f"{source.name} must hold numbers, got dtype {source.dtype}")
@@ -62,7 +62,7 @@ class Volume:
             )
         self.source, self.axes, self.name = source, axes, source.name
         sizes = dict(zip(axes, source.shape, strict=True))
-        self.channels = sizes.get("c", 1)
+        self.channels = sizes.get("c", 1) - (source.alpha and axes == source.axes)
         self.shape: Box = (sizes.get("z", 1), sizes["y"], sizes["x"])
         self.origin: Box = (0, 0, 0)
         self.dtype = source.dtype.newbyteorder("=")
@@ -166,20 +166,37 @@ class Volume:
         return f"Volume({self.name!r}, shape={self.shape}{channels}, dtype={self.dtype})"
 
 
-def open_volume(path: str | os.PathLike[str], axes: str | None = None, level: int | None = None) -> Volume:
+def is_image_folder(path: str) -> bool:
+    """Whether a path is a folder of images, or a pattern of their names."""
+    if not os.path.exists(path):
+        return any(character in path for character in "*?[")
+    lower = path.lower().rstrip("/")
+    return os.path.isdir(path) and not (
+        lower.endswith((*ZARR_SUFFIXES, *N5_SUFFIXES)) or is_zarr(path) or is_n5(path)
+    )
+
+
+def open_volume(
+    path: str | os.PathLike[str],
+    axes: str | None = None,
+    level: int | None = None,
+    *,
+    ids: bool = False,
+) -> Volume:
     """Open ``brain.h5:/raw``, ``brain.zarr:/raw``, ``brain.n5:/raw``, ``stack.tif``, ``slices/*.png``, a folder of
     images or ``array.npy``, lazily.
 
     axes names the file's axes, as in "czyx" or "yxc"; by default what the file states, otherwise yx, zyx, czyx and
-    tczyx by their number, and zyx or zyxc for a folder; t must have size 1. level: of an OME-Zarr image, 0 (the
-    finest) by default; ``brain.ome.zarr:/2`` names a level by its path. InputError where the file is missing,
-    unreadable or truncated.
+    tczyx by their number, and zyx or zyxc for a folder, whose files each state their own; axes without z are then those
+    of its TIFF files. t must have size 1. ids: palette images are read as the numbers in the palette, as labels are.
+    level: of an OME-Zarr image, 0 (the finest) by default; ``brain.ome.zarr:/2`` names a level by its path. InputError
+    where the file is missing, unreadable or truncated.
     """
     path = os.fspath(path)
     file, dataset = _split(path)
     lower = file.lower().rstrip("/")
-    is_pattern = any(character in file for character in "*?[") and not os.path.exists(file)
-    if not is_pattern and not os.path.exists(file):
+    is_folder = is_image_folder(file)
+    if not is_folder and not os.path.exists(file):
         raise InputError(f"{file} does not exist")
     source: Source
     if os.path.isdir(file) and (lower.endswith(ZARR_SUFFIXES) or is_zarr(file)):
@@ -187,10 +204,12 @@ def open_volume(path: str | os.PathLike[str], axes: str | None = None, level: in
         level = None
     elif os.path.isdir(file) and (lower.endswith(N5_SUFFIXES) or is_n5(file)):
         source = N5Source(file, dataset)
-    elif lower.endswith((*ZARR_SUFFIXES, *N5_SUFFIXES)) and not is_pattern:
+    elif lower.endswith((*ZARR_SUFFIXES, *N5_SUFFIXES)) and not is_folder:
         raise InputError(f"{file} must be a folder; a zip archive of one must be unpacked")
-    elif is_pattern or os.path.isdir(file):
-        source = FolderSource(file)
+    elif is_folder:
+        of_files = axes if axes and "z" not in axes else None
+        source = FolderSource(file, axes=of_files, ids=ids)
+        axes = None if of_files else axes
     elif lower.endswith(HDF5_SUFFIXES):
         source = Hdf5Source(file, dataset)
     elif lower.endswith(TIFF_SUFFIXES):
@@ -198,7 +217,7 @@ def open_volume(path: str | os.PathLike[str], axes: str | None = None, level: in
     elif lower.endswith(".npy"):
         source = NpySource(file)
     elif lower.endswith(IMAGE_SUFFIXES):
-        source = FolderSource(glob.escape(file))
+        source = FolderSource(file, [file], ids=ids)
     else:
         known = ", ".join((*HDF5_SUFFIXES, *ZARR_SUFFIXES, *N5_SUFFIXES, ".npy", *IMAGE_SUFFIXES))
         raise InputError(f"{file} has no known suffix; known are {known}, a pattern or a folder of images")

@@ -39,7 +39,8 @@ from fastseg.methods.supervised import build_loader
 from fastseg.nn import PatchContrast
 from fastseg.train.checkpoint import RunFolder, write_atomically
 from fastseg.train.config import Config, TrainConfig
-from fastseg.train.inputs import augmentation, each_image, open_training, open_validation
+from fastseg.train.folders import each_image
+from fastseg.train.inputs import augmentation, open_training, open_validation
 from fastseg.train.memory import explaining_out_of_memory
 from fastseg.train.ranks import Ranks, join
 from fastseg.train.run_lock import writing_alone

@@ -54,6 +54,9 @@ class VolumeConfig(Section):
     labels: str | None = None
     mask: str | None = None
     axes: str | None = None
+    labels_axes: str | None = None
+    mask_axes: str | None = None
+    pairs: str | None = None  # a CSV file of raw,labels for folders whose names do not pair up
     region: RegionConfig = RegionConfig()
     voxel_size: VoxelSize | None = None  # in place of what the file states
     annotated: AnnotatedConfig | None = None

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 
 from fastseg.data.annotations import AnnotatedVolume, Annotation, LabelIndex
 from fastseg.data.augment import Augmentation, Probability
-from fastseg.data.images import FolderSource, image_paths
 from fastseg.data.patches import PatchSampler, Sampling
 from fastseg.data.resampled import ratio_to, resampled, resampled_annotated
 from fastseg.data.volumes import Volume, open_volume
@@ -69,13 +69,14 @@ def _require_channels(volumes: Sequence[AnnotatedVolume], first: Volume, what: s
 def open_annotated(entry: VolumeConfig, data: DataConfig) -> AnnotatedVolume:
     """One entry of data.train, validation, test or target, cropped to its region and at ``data.voxel_size``."""
     raw = with_voxel_size(_open(entry.raw, data, entry.axes), entry.voxel_size)
-    labels = _open(entry.labels, data) if entry.labels else None
-    mask = _open(entry.mask, data) if entry.mask else None
+    labels = _open_beside(raw, entry.labels, data, entry.labels_axes) if entry.labels else None
+    mask = _open_beside(raw, entry.mask, data, entry.mask_axes) if entry.mask else None
     for what, volume in (("labels", labels), ("mask", mask)):
         if volume is not None and volume.shape != raw.shape:
+            channels = f" in {volume.channels} channels" if volume.channels > 1 else ""
             raise InputError(
                 f"{what} {volume.name} must have the shape of raw {raw.name}, {raw.shape} (z, y, x), "
-                f"got {volume.shape}"
+                f"got {volume.shape}{channels}; {what}_axes says what its axes are, as in zyx"
             )
     raw = crop(raw, entry.region)
     volume = AnnotatedVolume(
@@ -124,46 +125,6 @@ def _require_slices_as_stored(volume: Volume, data: DataConfig) -> None:
         )
 
 
-def each_image(config: Config) -> Config:
-    """The configuration with an entry for each image of a folder or a pattern, so that images may differ in size and
-    each is scaled by itself. Their labels, of a folder or a pattern too, go by order and must be as many."""
-    changed = {
-        name: [single for entry in getattr(config.data, name) for single in _singles(entry, config.data)]
-        for name in ("train", "validation", "test", "target")
-    }
-    return config.model_copy(update={"data": config.data.model_copy(update=changed)})
-
-
-def _singles(entry: VolumeConfig, data: DataConfig) -> list[VolumeConfig]:
-    images = _images_of(entry.raw, data)
-    if images is None:
-        return [entry]
-    fields: dict[str, list[str | None]] = {"raw": [*images]}
-    for name in ("labels", "mask"):
-        stated = getattr(entry, name)
-        found = _images_of(stated, data) if stated else [None] * len(images)
-        if found is None or len(found) != len(images):
-            count = "one volume" if found is None else len(found)
-            raise InputError(
-                f"{name} {stated} must be as many images as raw {entry.raw}, {len(images)}, got {count}"
-            )
-        fields[name] = [*found]
-    return [
-        entry.model_copy(update=dict(zip(fields, values, strict=True)))
-        for values in zip(*fields.values(), strict=True)
-    ]
-
-
-def _images_of(path: str, data: DataConfig) -> list[str] | None:
-    """The images of a folder or pattern; None for other paths."""
-    whole = os.path.join(data.root or ".", os.path.expanduser(path))
-    if not (os.path.isdir(whole) or (any(c in path for c in "*?[") and not os.path.exists(whole))):
-        return None
-    if os.path.isdir(whole) and not isinstance(open_volume(whole).source, FolderSource):
-        return None
-    return [os.path.abspath(name) for name in image_paths(whole)]
-
-
 def build_sampler(config: Config, volumes: list[AnnotatedVolume], indexes: list[LabelIndex]) -> PatchSampler:
     """Where the patches of the batches, of all processes together, are taken."""
     weights = [entry.weight for entry in config.data.train]
@@ -187,6 +148,28 @@ def augmentation(config: Config) -> Augmentation:
 
 def _open(path: str, data: DataConfig, axes: str | None = None) -> Volume:
     return open_volume(os.path.join(data.root or ".", os.path.expanduser(path)), axes)
+
+
+def _open_beside(raw: Volume, path: str, data: DataConfig, axes: str | None) -> Volume:
+    """Labels or a mask of a volume. Where the slices of ``raw`` are stated as time points or channels, as ImageJ and
+    tifffile do with stacks, they are slices all the same."""
+    whole = os.path.join(data.root or ".", os.path.expanduser(path))
+    if axes is not None:
+        return open_volume(whole, axes, ids=True)
+    refused = None
+    try:
+        volume = open_volume(whole, ids=True)
+        if (volume.channels, volume.shape) == (1, raw.shape):
+            return volume
+    except InputError as error:
+        refused = error
+    with contextlib.suppress(InputError):
+        as_slices = open_volume(whole, "zyx", ids=True)
+        if as_slices.shape == raw.shape:
+            return as_slices
+    if refused is not None:
+        raise refused
+    return volume
 
 
 def crop(volume: Volume, region: RegionConfig) -> Volume:

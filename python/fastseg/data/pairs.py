@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Which labels belong to which image: by name, never by the mere order of two folders."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Callable, Hashable, Sequence
+
+from fastseg.errors import InputError
+
+# Words that programs and people put before or behind a common name.
+_WORDS = (
+    "annotations?|cp_masks|ground_truth|gt|images?|img|im|inst|labels?|manual|masks?|original|raw|scan|seg|segmentation|"
+    "target|truth"
+)
+_BEHIND = re.compile(rf"[\s_.-]+({_WORDS})$")
+_BEFORE = re.compile(rf"^({_WORDS})[\s_.-]+")
+_CHANNEL_OF_NNUNET = re.compile(r"_0000$")
+
+_MOST_NAMED = 5
+
+
+def pair_by_name(images: Sequence[str], others: Sequence[str], what: str = "labels") -> list[str]:
+    """The one of ``others`` that belongs to each of ``images``.
+
+    By the first of these rules that pairs any: equal names; names without words such as ``_mask`` and ``img_``, or
+    nnU-Net's ``_0000``; all numbers in the names; the last number. Case and suffix do not count. InputError where an
+    image or one of the others is left over, or two would be the same.
+    """
+    if len(images) == len(others) == 1:
+        return list(others)
+    for rule in (_stem, _without_words, _numbers, _last_number):
+        found = _paired(images, others, rule, what)
+        if found is not None:
+            return found
+    raise InputError(
+        f"{what} such as {others[0]} have no name in common with images such as {images[0]}: name them alike, or list "
+        "them in a CSV file of raw,labels and give it as pairs"
+    )
+
+
+def pairs_of_csv(path: str, images: Sequence[str], what: str = "labels") -> list[str]:
+    """Of a CSV file with the columns ``raw`` and ``what`` the file that belongs to each of ``images``. Paths in it are
+    relative to its folder."""
+    folder = os.path.dirname(os.path.abspath(path))
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"pairs {path} cannot be read: {error}") from error
+    if not rows or not {"raw", what} <= {*rows[0]}:
+        raise InputError(f"pairs {path} must have a first line that names the columns raw and {what}")
+    stated = {
+        os.path.abspath(os.path.join(folder, row["raw"] or "")): os.path.join(folder, row[what] or "")
+        for row in rows
+    }
+    missing = [image for image in images if os.path.abspath(image) not in stated]
+    if missing:
+        raise InputError(f"pairs {path} has no line for {_some(missing)}")
+    return [stated[os.path.abspath(image)] for image in images]
+
+
+def _paired(
+    images: Sequence[str], others: Sequence[str], rule: Callable[[str], Hashable], what: str
+) -> list[str] | None:
+    """None where the rule pairs nothing, or does not tell the names apart."""
+    keys = [[rule(_base(path)) for path in paths] for paths in (images, others)]
+    common = {*keys[0]} & {*keys[1]} - {None}
+    if not common or any(len({*some}) < len(some) for some in keys):
+        return None
+    of_key = dict(zip(keys[1], others, strict=True))
+    alone = [path for path, key in zip(images, keys[0], strict=True) if key not in common]
+    left = [path for path, key in zip(others, keys[1], strict=True) if key not in common]
+    if alone or left:
+        lines = [f"{_some(alone)}: no {what} of that name"] if alone else []
+        lines += [f"{_some(left)}: no image of that name"] if left else []
+        raise InputError(
+            f"images and {what} do not pair up: {'; '.join(lines)}; move away what is left over, or list the pairs "
+            "in a CSV file and give it as pairs"
+        )
+    return [of_key[key] for key in keys[0]]
+
+
+def _base(path: str) -> str:
+    name = os.path.basename(path.rstrip("/")).lower()
+    for suffix in (".ome.tif", ".ome.tiff", ".ome.zarr", ".nii.gz"):
+        if name.endswith(suffix):
+            return name.removesuffix(suffix)
+    return os.path.splitext(name)[0]
+
+
+def _stem(base: str) -> Hashable:
+    return base
+
+
+def _without_words(base: str) -> Hashable:
+    """The name until no known word is left at either end."""
+    base = _CHANNEL_OF_NNUNET.sub("", base)
+    while (shorter := _BEHIND.sub("", _BEFORE.sub("", base))) != base:
+        base = shorter
+    return base
+
+
+def _numbers(base: str) -> Hashable:
+    return tuple(int(digits) for digits in re.findall(r"\d+", base)) or None
+
+
+def _last_number(base: str) -> Hashable:
+    numbers = re.findall(r"\d+", base)
+    return int(numbers[-1]) if numbers else None
+
+
+def _some(paths: Sequence[str]) -> str:
+    more = len(paths) - _MOST_NAMED
+    return ", ".join(paths[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
