@@ -54,7 +54,7 @@ def test_train_predict_evaluate(trained: Path) -> None:
 @pytest.mark.parametrize(
     ("test", "hint"),
     [
-        ("[]", "trained: fastseg predict {run} --raw FILE --output prediction.h5"),
+        ("[]", "trained: fastseg predict {run} --raw FILE --output prediction.tif"),
         ("[{raw: phantoms.h5:/raw}]", "trained: fastseg predict {run}"),
         (
             "[{raw: phantoms.h5:/raw, labels: phantoms.h5:/somata}]",

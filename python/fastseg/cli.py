@@ -74,7 +74,7 @@ def train(
     if settings.segments and os.environ.get("RANK", "0") == "0":
         path = shlex.quote(str(run.path))
         if not settings.data.test:
-            print(f"trained: fastseg predict {path} --raw FILE --output prediction.h5")
+            print(f"trained: fastseg predict {path} --raw FILE --output prediction.tif")
         elif all(entry.labels for entry in settings.data.test):
             print(f"trained: fastseg predict {path}, then fastseg evaluate {path}")
         else:
@@ -90,7 +90,13 @@ def predict(
     ] = None,
     output: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="The .h5 or .zarr to write, with --raw."),
+        typer.Option(
+            help="With --raw, the file to write: .h5, .zarr, .tif, .ome.tif, .nii.gz, .npy or .png; or a folder."
+        ),
+    ] = None,
+    what: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Of --output .tif and the like: labels (ids, the default), masks or probability."),
     ] = None,
     axes: Annotated[Optional[str], typer.Option(help="The axes of --raw, as in czyx.")] = None,  # noqa: UP045
     region: Annotated[
@@ -129,6 +135,7 @@ def predict(
         axes=axes,
         region=region,
         voxel_size=voxel_size,
+        what=what,
         overrides=overrides or [],
         restart=restart,
         overwrite=overwrite,

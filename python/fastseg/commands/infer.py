@@ -9,9 +9,14 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
+
 from fastseg.data.annotations import AnnotatedVolume
+from fastseg.data.exports import EXPORT_SUFFIXES, export_volume, require_export
+from fastseg.data.images import image_paths
+from fastseg.data.label_map import LabelMapSource
 from fastseg.data.outputs import OUTPUT_SUFFIXES, is_begun
-from fastseg.data.volumes import open_volume
+from fastseg.data.volumes import Volume, is_image_folder, open_volume
 from fastseg.errors import InputError
 from fastseg.methods.inference import segment, trained_network
 from fastseg.metrics import Confusion, evaluate_volume, total
@@ -20,7 +25,11 @@ from fastseg.train.checkpoint import RunFolder
 from fastseg.train.config import Config, RegionConfig
 from fastseg.train.config_file import apply_overrides, load_config, parse_config
 from fastseg.train.inputs import as_stored, at_voxel_size, crop, open_annotated, with_voxel_size
-from fastseg.train.ranks import join
+from fastseg.train.ranks import Ranks, join
+
+# What a file of one array may hold: ids of the classes (0 and 1 without data.classes), a channel of 0 and 1 for each,
+# or a channel of probabilities for each.
+EXPORTED = ("labels", "masks", "probability")
 
 
 def predict_run(
@@ -32,12 +41,15 @@ def predict_run(
     region: str | None = None,
     voxel_size: str | None = None,
     overrides: Sequence[str] = (),
+    what: str | None = None,
     restart: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> list[str]:
     """Segment the test volumes of a run, or ``raw`` (or its ``region``) into ``output``; returns the files written.
 
+    output: an HDF5 or Zarr of all there is; a file of another program's format, which holds ``what``, one of ``labels``
+    (the default), ``masks`` and ``probability``; or a folder, for a TIFF or PNG of each file of the folder ``raw``.
     What an interrupted prediction has finished is gone on with, unless ``restart``. An ``output`` that is there already
     is replaced only with ``overwrite``.
     """
@@ -50,19 +62,28 @@ def predict_run(
         raise InputError("--voxel-size goes with --raw; the voxel sizes of test volumes stand in data.test")
     if region is not None and raw is None:
         raise InputError("--region goes with --raw; the regions of test volumes stand in data.test")
+    if what is not None and (output is None or output.lower().endswith(OUTPUT_SUFFIXES)):
+        raise InputError(
+            "--what goes with an --output of one array, such as .tif; HDF5 and Zarr hold all there is"
+        )
+    if what not in (None, *EXPORTED):
+        raise InputError(f"--what must be one of {', '.join(EXPORTED)}, got {what}")
     if raw is not None and output is not None:
-        if not output.lower().endswith(OUTPUT_SUFFIXES):
-            raise InputError(f"--output must end in .h5 or .zarr, got {output}")
-        volume = with_voxel_size(open_volume(raw, axes), parse_voxel_size(voxel_size))
-        volume = crop(volume, parse_region(region)) if region else volume
-        if os.path.exists(output) and os.path.samefile(output, volume.source.path):
-            raise InputError(f"--output {output} is the file that --raw is in: name another")
-        if os.path.exists(output) and not (overwrite or is_begun(output)):
-            raise InputError(f"--output {output} exists: add --overwrite to replace it, or name another")
-        jobs = [(at_voxel_size(volume, config.data), output)]
+        jobs = []
+        for source, target in _files(raw, output, config):
+            volume = with_voxel_size(open_volume(source, axes), parse_voxel_size(voxel_size))
+            volume = crop(volume, parse_region(region)) if region else volume
+            if os.path.exists(target) and os.path.samefile(target, volume.source.path):
+                raise InputError(f"--output {target} is the file that --raw is in: name another")
+            if os.path.exists(target) and not (overwrite or is_begun(_written_first(target))):
+                raise InputError(f"--output {target} exists: add --overwrite to replace it, or name another")
+            jobs.append((at_voxel_size(volume, config.data), target))
     else:
         if not config.data.test:
-            raise InputError(f"{run.file('config.yaml')} names no data.test volume: give --raw and --output")
+            raise InputError(
+                f"{run.file('config.yaml')} names no data.test volume: give a file to segment by --raw FILE and the "
+                "one to write by --output prediction.h5 or .tif"
+            )
         jobs = [
             (volume.raw, _prediction_path(run, i, config.predict.format))
             for i, volume in enumerate(_open_tests(config))
@@ -70,7 +91,12 @@ def predict_run(
     with join(config.train.device) as ranks:
         network = trained_network(config, state, [volume for volume, _ in jobs], ranks.device)
         for volume, target in jobs:
-            segment(volume, network, config, target, ranks, restart=restart, quiet=quiet)
+            if target.lower().endswith(OUTPUT_SUFFIXES):
+                segment(volume, network, config, target, ranks, restart=restart, quiet=quiet)
+            else:
+                _export(
+                    volume, network, config, target, ranks, what or "labels", restart=restart, quiet=quiet
+                )
     return [target for _, target in jobs]
 
 
@@ -131,6 +157,66 @@ def parse_voxel_size(text: str | None) -> tuple[float, float, float] | None:
             f"--voxel-size must be micrometres along z,y,x, as in 0.04,0.008,0.008, got {text!r}"
         )
     return (z, y, x)
+
+
+def _files(raw: str, output: str, config: Config) -> list[tuple[str, str]]:
+    """What is to be segmented, and the file to write of it."""
+    if output.lower().endswith((*OUTPUT_SUFFIXES, *EXPORT_SUFFIXES)):
+        return [(raw, output)]
+    if not is_image_folder(raw) or os.path.splitext(output.rstrip("/"))[1]:
+        known = ", ".join((*OUTPUT_SUFFIXES, *EXPORT_SUFFIXES))
+        raise InputError(
+            f"--output must end in one of {known}, or be a folder for the files of a folder --raw, got {output}"
+        )
+    found: dict[str, str] = {}
+    for path in image_paths(raw):
+        target = os.path.join(output, os.path.splitext(os.path.basename(path))[0] + ".tif")
+        if target in found:
+            raise InputError(f"{found[target]} and {path} would both be written to {target}: rename one")
+        found[target] = path
+    return [(path, target) for target, path in found.items()]
+
+
+def _written_first(path: str) -> str:
+    """The HDF5 that an output of another format is made of, itself where it is none."""
+    return path if path.lower().endswith(OUTPUT_SUFFIXES) else f"{path}.h5"
+
+
+def _export(
+    volume: Volume,
+    network: nn.Module,
+    config: Config,
+    path: str,
+    ranks: Ranks,
+    what: str,
+    *,
+    restart: bool,
+    quiet: bool,
+) -> None:
+    """Segment a volume into ``path``, a file of another program's format, by way of an HDF5 beside it."""
+    classes = config.data.classes
+    channels = len(classes or [1])
+    require_export(path, volume, 1 if what == "labels" else channels)
+    needed = what == "probability" or channels > 1
+    predict = config.predict.model_copy(update={"probability": needed})
+    between = _written_first(path)
+    segment(
+        volume,
+        network,
+        config.model_copy(update={"predict": predict}),
+        between,
+        ranks,
+        restart=restart,
+        quiet=quiet,
+    )
+    if ranks.first:
+        found = open_volume(f"{between}:/{'probability' if what == 'probability' else 'segmentation'}")
+        if what == "labels" and classes:
+            probability = open_volume(f"{between}:/probability") if channels > 1 else None
+            found = Volume(LabelMapSource(found, probability, classes))
+        export_volume(found, path, like=volume)
+        os.remove(between)
+    ranks.meet()
 
 
 def _prediction_path(run: RunFolder, number: int, suffix: str) -> str:

@@ -52,8 +52,8 @@ def _singles(entry: VolumeConfig, data: DataConfig, always: bool) -> list[Volume
             fields[name] = pair_by_name(images, found, name)
             if not apart and fields[name] != found:
                 raise InputError(
-                    f"{name} {stated} are in another order than raw {entry.raw}: {found[0]} is read beside {images[0]}, "
-                    f"and by its name {fields[name][0]} should be"
+                    f"{name} {stated} are in another order than raw {entry.raw}: {found[0]} is read beside "
+                    f"{images[0]}, and by its name {fields[name][0]} should be"
                 )
         elif apart and len(images) > 1:
             raise InputError(
