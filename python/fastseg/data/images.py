@@ -127,7 +127,10 @@ def image_paths(pattern: str) -> list[str]:
 def image_size(path: str, axes: str | None = None) -> tuple[int, int, int]:
     """Slices (1 but for TIFF stacks), height and width, from the header alone."""
     if path.lower().endswith(TIFF_SUFFIXES):
-        sizes = _tiff_sizes(TiffSource(path), axes)
+        source = TiffSource(path)
+        sizes = _tiff_sizes(source, axes)
+        with source.handle() as file:
+            file.close()
         return sizes.get("z", 1) * sizes.get("t", 1), sizes["y"], sizes["x"]
     from PIL import Image
 
@@ -159,8 +162,9 @@ def _read_tiff(path: str, axes: str | None) -> np.ndarray:
             f"{path} holds a stack of {slices} slices, axes {axes}: a folder of stacks is a volume for each file, "
             "which data.train takes as it is and open_volume one by one; if they are channels, say so by axes: cyx"
         )
-    array = source.read(tuple(slice(0, size) for size in source.shape))
-    source.handle().close()
+    with source.handle() as file:
+        array = source.read(tuple(slice(0, size) for size in source.shape))
+        file.close()  # thousands of images would stay open, which are never read again
     array = array.transpose([axes.index(axis) for axis in "tzyxc" if axis in axes])
     array = array.reshape(sizes["y"], sizes["x"], -1)
     if source.alpha and axes == source.axes:
