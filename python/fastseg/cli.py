@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The command line: fastseg init | check | train | report | predict | evaluate | annotate-plan | annotate-import |
-bench | info | demo.
+"""The command line: fastseg init | check | train | report | predict | segment | evaluate | annotate-plan |
+annotate-import | bench | info | demo.
 
 What a user can mend is printed in one line and ends with exit code 2; anything else is our bug and shows its
 trace. Commands import what they need themselves, so that --help stays fast.
@@ -37,10 +37,23 @@ PlanFolder = Annotated[
 
 
 @app.command()
-def init(path: Annotated[str, typer.Argument(help="The file to write.")] = "fastseg.yaml") -> None:
-    """Write a commented configuration to start from."""
+def init(
+    path: Annotated[
+        str,
+        typer.Argument(
+            help="The file to write; or a folder of images, with labels or without, to begin with."
+        ),
+    ] = "fastseg.yaml",
+) -> None:
+    """Write a commented configuration to start from; or, of a folder, one for the images and labels in it."""
+    from fastseg.train.found import write_found
     from fastseg.train.template import write_template
 
+    if os.path.isdir(path):
+        for line in write_found(path, "fastseg.yaml"):
+            print(line)
+        print("wrote fastseg.yaml: try fastseg check fastseg.yaml, then fastseg train fastseg.yaml")
+        return
     write_template(path)
     print(f"wrote {path}: set data, then try fastseg check {path}")
 
@@ -141,6 +154,23 @@ def predict(
         overwrite=overwrite,
     )
     for path in files:
+        print(f"wrote {path}")
+
+
+@app.command()
+def segment(
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="A volume or image, or a folder of them.")],
+    run: Annotated[str, typer.Option(metavar="RUN", help="The folder of a run.")],
+    output: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="As of predict; by default IMAGE_segmented.tif, for a folder IMAGE_segmented."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there.")] = False,
+) -> None:
+    """Segment one image, or a folder of them, without a configuration: what predict does with --raw and --output."""
+    from fastseg.commands.infer import beside, predict_run
+
+    for path in predict_run(run, raw=image, output=output or beside(image), overwrite=overwrite):
         print(f"wrote {path}")
 
 

@@ -100,6 +100,15 @@ def predict_run(
     return [target for _, target in jobs]
 
 
+def beside(image: str) -> str:
+    """Where the segmentation of a file or folder goes where nothing is said, as ``cells_segmented.tif``."""
+    if is_image_folder(image):
+        folder = image.rstrip("/") if os.path.isdir(image) else os.path.dirname(image) or "images"
+        return f"{folder}_segmented"
+    file = re.sub(r"(\.(h5|hdf5?|zarr|n5|ims)):.*$", r"\1", image.rstrip("/"))
+    return re.sub(r"\.(ome\.\w+|nii\.gz|\w+)$", "", file) + "_segmented.tif"
+
+
 def evaluate_run(path: str) -> tuple[dict[str, Confusion], list[str]]:
     """Score the predictions of a run's test volumes; returns the scores and the files written."""
     run = RunFolder(path)

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from fastseg.data.sources import reason
+from fastseg.data.nifti import NIFTI_SUFFIXES
+from fastseg.data.sources import need, reason
 from fastseg.data.volumes import Volume
 from fastseg.errors import InputError
 
 _OME_SUFFIXES = (".ome.tif", ".ome.tiff")
-_NIFTI_SUFFIXES = (".nii.gz", ".nii")
-EXPORT_SUFFIXES = (*_OME_SUFFIXES, ".tif", ".tiff", *_NIFTI_SUFFIXES, ".npy", ".png")
+EXPORT_SUFFIXES = (*_OME_SUFFIXES, ".tif", ".tiff", *NIFTI_SUFFIXES, ".npy", ".png")
 
 # Offsets of 32 bits end at 4 GiB; the rest is for tags and metadata.
 _MOST_CLASSIC_BYTES = 4_000_000_000
@@ -35,7 +35,7 @@ def export_volume(volume: Volume, path: str, *, like: Volume | None = None) -> N
     partial = f"{path[: -len(suffix)]}.partial{suffix}"
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        if suffix in _NIFTI_SUFFIXES:
+        if suffix in NIFTI_SUFFIXES:
             _write_nifti(volume, partial, like)
         elif suffix == ".npy":
             _write_npy(volume, partial)
@@ -55,8 +55,8 @@ def require_export(path: str, volume: Volume, channels: int) -> None:
     """InputError, before anything is computed, where ``path`` cannot hold ``channels`` of ``volume``."""
     if path.lower().endswith(".png") and (volume.shape[0] > 1 or channels > 1):
         raise InputError(f"{path}: a PNG holds one image of one channel; use .tif for stacks and for classes")
-    if path.lower().endswith(_NIFTI_SUFFIXES):
-        _nibabel(path)
+    if path.lower().endswith(NIFTI_SUFFIXES):
+        need("nibabel", path)
 
 
 def _stored_dtype(volume: Volume) -> np.dtype:
@@ -122,16 +122,8 @@ def _write_png(volume: Volume, path: str, name: str) -> None:
     imageio.imwrite(path, image)
 
 
-def _nibabel(path: str) -> Any:
-    try:
-        import nibabel
-    except ImportError as error:
-        raise InputError(f"{path} needs nibabel: pip install 'fastseg[formats]'") from error
-    return nibabel
-
-
 def _write_nifti(volume: Volume, path: str, like: Volume | None) -> None:
-    nibabel = _nibabel(path)
+    nibabel = need("nibabel", path)
     array = np.stack(list(_planes(volume)))  # z, c, y, x
     array = array.transpose(3, 2, 0, 1)
     array = array[..., 0] if volume.channels == 1 else array[:, :, :, None]  # channels are NIfTI's fifth axis

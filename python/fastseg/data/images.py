@@ -135,9 +135,12 @@ def image_size(path: str, axes: str | None = None) -> tuple[int, int, int]:
     from PIL import Image
 
     try:
+        height, width, _ = _png_header(path)
+        if height:
+            return 1, height, width
         with Image.open(path) as image:
             return 1, image.height, image.width
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # each decoder has errors of its own
         raise InputError(f"{path} cannot be read as an image: {reason(error)}") from error
 
 

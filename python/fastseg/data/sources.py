@@ -3,12 +3,13 @@
 
 A source opens its file when it is read, in each process anew (open_files.py), so it pickles as its path and survives
 fork and spawn.
-Its errors are InputErrors that name the file. The formats are in hdf5.py, zarr.py, n5.py, tiff.py and images.py;
-.npy is here.
+Its errors are InputErrors that name the file. The formats are in hdf5.py, zarr.py, n5.py, tiff.py, images.py,
+nifti.py, mrc.py and imaris.py; .npy is here.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,16 @@ def attribute_voxel_size(attributes: Any) -> tuple[float, float, float] | None:
             z, y, x = (float(v) * to_micrometre for v in np.ravel(value))
             return (z, y, x)
     return None
+
+
+def need(library: str, path: str) -> Any:
+    """A library that not every installation has; InputError that says how to get it."""
+    try:
+        return importlib.import_module(library)
+    except ImportError as error:
+        raise InputError(
+            f"{path} needs {library}: pip install 'fastseg[formats]' (docs/volumes.md)"
+        ) from error
 
 
 def listing(names: list[str]) -> str:

@@ -13,7 +13,10 @@ from fastseg.data.cache import ChunkCache
 from fastseg.data.chunks import offers_chunks, read_chunked
 from fastseg.data.hdf5 import HDF5_SUFFIXES, Hdf5Source
 from fastseg.data.images import IMAGE_SUFFIXES, FolderSource
+from fastseg.data.imaris import IMARIS_SUFFIXES, ImarisSource
+from fastseg.data.mrc import MRC_SUFFIXES, MrcSource
 from fastseg.data.n5 import N5_SUFFIXES, N5Source, is_n5
+from fastseg.data.nifti import NIFTI_SUFFIXES, NiftiSource
 from fastseg.data.sources import NpySource, Source
 from fastseg.data.tiff import TIFF_SUFFIXES, TiffSource
 from fastseg.data.zarr import ZARR_SUFFIXES, ZarrSource, is_zarr
@@ -22,6 +25,23 @@ from fastseg.errors import InputError
 Box = tuple[int, int, int]
 
 _MOST_DECODED = 8 << 30  # HDF5 knows chunks of up to 4 GiB, Blosc of 2
+
+# What the field's programs write and others read better: the way over.
+_CONVERTED = {
+    (
+        ".czi",
+        ".lif",
+        ".nd2",
+        ".oib",
+        ".oif",
+        ".vsi",
+        ".lsm",
+        ".dv",
+    ): "bioformats2raw, or save as TIFF in Fiji",
+    (".svs", ".ndpi", ".mrxs", ".scn"): "bioformats2raw or vips dzsave, or crop regions to TIFF in QuPath",
+    (".dcm",): "dcm2niix, to NIfTI",
+    (".mha", ".mhd", ".nrrd"): "SimpleITK, to NIfTI",
+}
 
 
 class Volume:
@@ -210,7 +230,14 @@ def open_volume(
         of_files = axes if axes and "z" not in axes else None
         source = FolderSource(file, axes=of_files, ids=ids)
         axes = None if of_files else axes
-    elif lower.endswith(HDF5_SUFFIXES):
+    elif lower.endswith(IMARIS_SUFFIXES) and dataset is None:
+        source = ImarisSource(file, level or 0)
+        level = None
+    elif lower.endswith(NIFTI_SUFFIXES):
+        source = NiftiSource(file)
+    elif lower.endswith(MRC_SUFFIXES):
+        source = MrcSource(file)
+    elif lower.endswith((*HDF5_SUFFIXES, *IMARIS_SUFFIXES)):
         source = Hdf5Source(file, dataset)
     elif lower.endswith(TIFF_SUFFIXES):
         source = TiffSource(file)
@@ -219,7 +246,15 @@ def open_volume(
     elif lower.endswith(IMAGE_SUFFIXES):
         source = FolderSource(file, [file], ids=ids)
     else:
-        known = ", ".join((*HDF5_SUFFIXES, *ZARR_SUFFIXES, *N5_SUFFIXES, ".npy", *IMAGE_SUFFIXES))
+        for suffixes, way in _CONVERTED.items():
+            if lower.endswith(suffixes):
+                raise InputError(
+                    f"{file}: convert it to OME-Zarr or TIFF first, with {way} (docs/volumes.md)"
+                )
+        array_suffixes = (*HDF5_SUFFIXES, *ZARR_SUFFIXES, *N5_SUFFIXES, ".npy")
+        known = ", ".join(
+            (*array_suffixes, *NIFTI_SUFFIXES, *MRC_SUFFIXES, *IMARIS_SUFFIXES, *IMAGE_SUFFIXES)
+        )
         raise InputError(f"{file} has no known suffix; known are {known}, a pattern or a folder of images")
     if level is not None:
         raise InputError(f"{source.name} has no levels, got level {level}")
@@ -229,7 +264,9 @@ def open_volume(
 def _split(path: str) -> tuple[str, str | None]:
     """``brain.h5:/raw`` as file and dataset; a colon elsewhere is part of the name."""
     file, colon, dataset = path.rpartition(":")
-    if colon and file.lower().rstrip("/").endswith((*HDF5_SUFFIXES, *ZARR_SUFFIXES, *N5_SUFFIXES)):
+    if colon and file.lower().rstrip("/").endswith(
+        (*HDF5_SUFFIXES, *IMARIS_SUFFIXES, *ZARR_SUFFIXES, *N5_SUFFIXES)
+    ):
         return file, dataset or None
     return path, None
 

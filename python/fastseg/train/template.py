@@ -22,6 +22,9 @@ data:
       labels: brain.h5:/labels   # 0 is background
       # mask: brain.h5:/mask     # per voxel 0 ignored, 1 labelled, 2 pseudo-labelled
       # axes: czyx               # where they are not yx, zyx or czyx
+      # labels_axes: zyx         # and those of labels and mask
+      # mask_axes: zyx
+      # pairs: pairs.csv         # lines of raw,labels, for folders whose names do not tell what belongs together
       # voxel_size: [0.04, 0.008, 0.008]   # z, y, x in micrometres, where the file does not state it
       region: {z: [0, 96]}       # the part to use, [first, last) in voxels; leave out for all
       annotated: {axis: z, every: 8}   # or slices: [0, 8, 16]; leave out if every voxel is labelled
