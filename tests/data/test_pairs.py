@@ -34,8 +34,12 @@ def test_names_that_belong_together(case: str) -> None:
 @pytest.mark.parametrize(
     ("images", "others", "message"),
     [
-        (["a.png", "b.png"], ["a_mask.png", "c_mask.png"], "b.png: no labels of .* c_mask.png: no image"),
-        (["a.png", "b.png"], ["a.png"], "b.png: no labels of that name; move"),
+        (
+            ["a.png", "b.png"],
+            ["a_mask.png", "c_mask.png"],
+            "b.png: no labels of .* c_mask.png: no image .* paired are a.png with a_mask.png",
+        ),
+        (["a.png", "b.png"], ["a.png"], "b.png: no labels of that name; paired are a.png with a.png; move"),
         (["a.png"], ["a.png", "b.png"], "b.png: no image of that name"),
         (["x.png", "y.png"], ["left.png", "right.png"], "left.png have no name in common .* CSV"),
         (["a1_2.png", "a3_2.png"], ["b_2.png", "c_2.png"], "no name in common"),

@@ -12,7 +12,7 @@ from fastseg.errors import InputError
 
 # Words that programs and people put before or behind a common name.
 _WORDS = (
-    "annotations?|cp_masks|ground_truth|gt|images?|img|im|inst|labels?|manual|masks?|original|raw|scan|seg|segmentation|"
+    "annotations?|cp_masks|ground_truth|gt|images?|img|im|inst|instances?|labels?|manual|masks?|original|raw|scan|seg|segmentation|"
     "target|truth"
 )
 _BEHIND = re.compile(rf"[\s_.-]+({_WORDS})$")
@@ -71,11 +71,14 @@ def _paired(
     if not common or any(len({*some}) < len(some) for some in keys):
         return None
     of_key = dict(zip(keys[1], others, strict=True))
+    known = [(path, key) for path, key in zip(images, keys[0], strict=True) if key in common]
     alone = [path for path, key in zip(images, keys[0], strict=True) if key not in common]
     left = [path for path, key in zip(others, keys[1], strict=True) if key not in common]
     if alone or left:
         lines = [f"{_some(alone)}: no {what} of that name"] if alone else []
         lines += [f"{_some(left)}: no image of that name"] if left else []
+        found = [f"{os.path.basename(path)} with {os.path.basename(of_key[key])}" for path, key in known]
+        lines.append(f"paired are {_some(found)}")
         raise InputError(
             f"images and {what} do not pair up: {'; '.join(lines)}; move away what is left over, or list the pairs "
             "in a CSV file and give it as pairs"
