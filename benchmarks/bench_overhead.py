@@ -58,7 +58,7 @@ def contestants(device: str) -> list[tuple[str, str, Callable[[], torch.Tensor],
     regions = torch.randint(0, 4, (1, 8, 8), device=device)
     ids = torch.arange(16, device=device) // 4
     corners = torch.zeros(1, 2, 2, dtype=torch.int64, device=device)
-    plain = {n: plain_function(n) for n in (1, 2, 3, 7)}
+    plain = {n: plain_function(n) for n in (1, 2, 3, 4, 7)}
     soft = target.float()
     yardsticks: list[tuple[str, Callable[[], torch.Tensor], torch.Tensor]] = [
         ("a.sum()", lambda: logits.sum(), logits),
@@ -67,6 +67,7 @@ def contestants(device: str) -> list[tuple[str, str, Callable[[], torch.Tensor],
         ("autograd.Function 1 in 1 out", lambda: plain[1](logits)[0], logits),
         ("autograd.Function 2 in 1 out", lambda: plain[1](logits, target)[0], logits),
         ("autograd.Function 3 in 2 out", lambda: plain[2](logits, target, mask)[0], logits),
+        ("autograd.Function 2 in 4 out", lambda: plain[4](rows, ids)[0], rows),
         ("autograd.Function 2 in 3 out", lambda: plain[3](features, parts)[0], features),
     ]
     ops: list[tuple[str, Callable[[], torch.Tensor], torch.Tensor]] = [

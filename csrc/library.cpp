@@ -160,7 +160,8 @@ STABLE_TORCH_LIBRARY(fastseg, library) {
   // similarity, denominator and reduction are those of the enums. temperature, if given, goes before
   // fixed_temperature. self_offset: anchor i is row i + self_offset of the bank and not compared with it.
   // loss is one number, or (M,) for reduction none; stats (6, M) lie as ContrastStats says; rows is how many
-  // have a loss; measured is the GPU's. Where a gradient is not needed, an empty tensor stands in its place.
+  // have a loss; measured is for the backward pass: products, or what a GPU keeps. Where a gradient is not
+  // needed, an empty tensor stands in its place.
   library.def(
       "region_contrast(Tensor anchors, Tensor? bank, Tensor anchor_ids, Tensor? bank_ids, "
       "Tensor? anchor_groups, Tensor? bank_groups, Tensor? temperature, float fixed_temperature, "

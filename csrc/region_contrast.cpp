@@ -14,36 +14,70 @@
 namespace fastseg {
 namespace {
 
-void check_rows(const char* name, const Tensor& rows, const Tensor& ids, const OptionalTensor& groups,
-                const Tensor& anchors) {
-  const std::string prefix(name);
+bool is_label(ScalarType type) {
+  return type == ScalarType::Long || type == ScalarType::Int || type == ScalarType::Short ||
+         type == ScalarType::Char || type == ScalarType::Byte;
+}
+
+void check_labels(const char* name, const Tensor& labels, const char* rows_name, const Tensor& rows,
+                  const Tensor& anchors) {
+  check_type(is_label(labels.scalar_type()), name, " must be int64, int32, int16, int8 or uint8, got ",
+             labels.scalar_type());
+  check_device(name, labels, "anchors", anchors);
+  check(has_shape(labels, {rows.size(0)}), name, " must be one per row of ", rows_name, ", ",
+        Shape{rows.size(0)}, ", got ", labels);
+}
+
+void check_rows(const char* name, const Tensor& rows, const Tensor& anchors) {
   check_floating(name, rows);
+  check_device(name, rows, "anchors", anchors);
   check(rows.dim() == 2 && rows.size(1) > 0, name, " must be (rows, D) with D at least 1, got ", rows);
-  check(rows.scalar_type() == anchors.scalar_type() && rows.size(1) == anchors.size(1) &&
-            rows.device() == anchors.device(),
-        name, " must have the dtype, device and D of anchors = ", anchors, ", got ", rows);
-  check_device((prefix + "'s ids").c_str(), ids, "anchors", anchors);
-  check_shape((prefix + "'s ids").c_str(), ids, "one per row", {rows.size(0)});
-  if (groups) {
-    check_device((prefix + "'s groups").c_str(), *groups, "anchors", anchors);
-    check_shape((prefix + "'s groups").c_str(), *groups, "one per row", {rows.size(0)});
-  }
 }
 
 void check_arguments(const Tensor& anchors, const OptionalTensor& bank, const Tensor& anchor_ids,
                      const OptionalTensor& bank_ids, const OptionalTensor& anchor_groups,
-                     const OptionalTensor& bank_groups) {
-  check_rows("anchors", anchors, anchor_ids, anchor_groups, anchors);
-  check(bank.has_value() == bank_ids.has_value(), "bank_ids must be given with bank, and only then");
-  check(bank_groups.has_value() == (bank && anchor_groups),
-        "bank_groups must be given with bank and anchor_groups, and only then");
-  if (bank) check_rows("bank", *bank, *bank_ids, bank_groups, anchors);
+                     const OptionalTensor& bank_groups, const OptionalTensor& temperature,
+                     std::optional<int64_t> self_offset) {
+  check(anchors.device().type == DeviceType::CPU, "region_contrast of C++ runs on the CPU, got anchors on ",
+        anchors.device(), ": Triton has the GPU's kernels");
+  check_rows("anchors", anchors, anchors);
+  check_labels("anchor_ids", anchor_ids, "anchors", anchors, anchors);
+  if (anchor_groups) check_labels("anchor_groups", *anchor_groups, "anchors", anchors, anchors);
+  if (bank) {
+    check(bank_ids.has_value(), "bank_ids must be given with bank, got None");
+    check(anchor_groups.has_value() == bank_groups.has_value(), anchor_groups ? "bank" : "anchor",
+          "_groups must be given too, as both or neither of the groups, got None");
+    check_rows("bank", *bank, anchors);
+    check_labels("bank_ids", *bank_ids, "bank", *bank, anchors);
+    if (bank_groups) check_labels("bank_groups", *bank_groups, "bank", *bank, anchors);
+    check(bank->size(1) == anchors.size(1), "bank must be (N, D) with the D of anchors, ", anchors.size(1),
+          ", got ", *bank);
+    check(bank->scalar_type() == anchors.scalar_type(), "bank must be of the dtype of anchors, ",
+          anchors.scalar_type(), ", got ", bank->scalar_type());
+  } else {
+    check(!bank_ids, "bank_ids must be None without a bank, got Tensor");
+    check(!bank_groups, "bank_groups must be None without a bank, got Tensor");
+    check(!self_offset, "self_offset must be None without a bank, got int");
+  }
+  if (!temperature) return;
+  check(temperature->dim() == 0 && is_floating(temperature->scalar_type()),
+        "temperature must be a number or a floating tensor with no axes, got ", temperature->scalar_type(),
+        " ", *temperature);
+  check_device("temperature", *temperature, "anchors", anchors);
 }
 
+// Whether the products are left for the backward pass, which spares it a third of the multiplications: where
+// all pairs are one tile.
+bool keeps_products(int64_t rows, int64_t candidates) {
+  return rows <= kContrastBlock && candidates <= kContrastBlock;
+}
+
+// The products of two blocks of rows, in `values`: those in `kept`, if given, or new ones, which are left
+// there.
 template <class Real>
 ContrastTile<Real> multiply_tile(const ContrastPairs<Real>& pairs, const ContrastBlocks& row_blocks,
                                  const ContrastBlocks& col_blocks, int64_t row_block, int64_t col_block,
-                                 Real* values) {
+                                 Real* values, Real* kept, bool are_there) {
   const ContrastTile<Real> tile{values,
                                 row_blocks.begin(row_block),
                                 row_blocks.end(row_block),
@@ -51,9 +85,14 @@ ContrastTile<Real> multiply_tile(const ContrastPairs<Real>& pairs, const Contras
                                 col_blocks.end(col_block),
                                 pairs.self.data()};
   const int64_t size = pairs.anchors.size;
-  multiply_rows(pairs.anchors.values() + tile.row_begin * size,
-                pairs.candidates().values() + tile.col_begin * size, tile.row_end - tile.row_begin,
-                tile.col_end - tile.col_begin, size, values);
+  const int64_t height = tile.row_end - tile.row_begin, width = tile.col_end - tile.col_begin;
+  if (kept) kept += tile.row_begin * pairs.candidates().count + height * tile.col_begin;
+  if (!are_there) {
+    multiply_rows(pairs.anchors.values() + tile.row_begin * size,
+                  pairs.candidates().values() + tile.col_begin * size, height, width, size,
+                  kept ? kept : values);
+  }
+  if (kept) std::copy_n(kept, height * width, values);
   return tile;
 }
 
@@ -63,14 +102,21 @@ Contrast forward(const ContrastPairs<Real>& pairs, const ContrastOptions& option
   const Tensor& source = anchors.source;
   const Place place(source);
   const ContrastSide<Real> rows = anchors.side(), candidates = pairs.candidates().side();
-  const ContrastBlocks row_blocks(anchors.count), col_blocks(pairs.candidates().count);
+  const ContrastRelations<Real> row_blocks(anchors), col_blocks(pairs.candidates());
   const Real factor = Real(options.factor(anchors.size));
   const ContrastSums<Real> none{-std::numeric_limits<Real>::infinity(), 0, 0, 0, 0};
   std::vector<ContrastSums<Real>> sums(anchors.count, none);
   const TileBuffers<Real> buffers(source);
+  const int64_t all = source.size(0), all_candidates = pairs.candidates().source.size(0);
+  Tensor kept = Tensor::absent(source, kTypeOf<Real>);
+  if (keeps_products(all, all_candidates)) {
+    kept = zeros_on(source, {all * all_candidates}, kTypeOf<Real>);  // which not all products fill
+  }
   const auto add_pair = [&](int64_t row_block, int64_t col_block) {
+    if (row_blocks.unrelated(row_block, col_blocks, col_block)) return;
     const ContrastTile<Real> tile =
-        multiply_tile(pairs, row_blocks, col_blocks, row_block, col_block, buffers.of_this_thread());
+        multiply_tile(pairs, row_blocks, col_blocks, row_block, col_block, buffers.of_this_thread(),
+                      static_cast<Real*>(kept.data_ptr()), false);
     const bool both = !pairs.bank && row_block != col_block;
     contrast_add_tile_cpu(tile, rows, candidates, factor, options.denominator, with_tilt, sums.data(),
                           both ? sums.data() : nullptr);
@@ -84,7 +130,6 @@ Contrast forward(const ContrastPairs<Real>& pairs, const ContrastOptions& option
   const double total = contrast_finish_rows_cpu(sums.data(), pairs.positives.data(), options.temperature,
                                                 options.denominator, 0, anchors.count, kept_losses.data(),
                                                 kept_stats.data(), anchors.count, &count);
-  const int64_t all = source.size(0);
   Tensor stats = zeros_on(source, {kContrastStats, all}, kTypeOf<Real>);
   Tensor rows_counted = empty_on(source, {}, kTypeOf<Real>);
   const bool per_row = options.reduction == ContrastReduction::kNone;
@@ -101,17 +146,18 @@ Contrast forward(const ContrastPairs<Real>& pairs, const ContrastOptions& option
   const bool mean = options.reduction == ContrastReduction::kMean;
   if (!per_row) *losses = Real(total / (mean ? double(std::max<int64_t>(count, 1)) : 1.0));
   *static_cast<Real*>(rows_counted.data_ptr()) = Real(count);
-  return {loss, stats, rows_counted, Tensor::absent(source, kTypeOf<Real>)};
+  return {loss, stats, rows_counted, kept};
 }
 
 template <class Real>
 Three backward(const ContrastPairs<Real>& pairs, const ContrastOptions& options, const Tensor& grad,
-               const Tensor& stats, const Tensor& rows_counted, bool need_anchors, bool need_bank) {
+               const Tensor& stats, const Tensor& rows_counted, Real* kept, bool need_anchors,
+               bool need_bank) {
   const ContrastRows<Real>& anchors = pairs.anchors;
   const ContrastRows<Real>& others = pairs.candidates();
   const Place place(anchors.source);
   const ContrastSide<Real> rows = anchors.side(), candidates = others.side();
-  const ContrastBlocks row_blocks(anchors.count), col_blocks(others.count);
+  const ContrastRelations<Real> row_blocks(anchors), col_blocks(others);
   const int64_t size = anchors.size, count = anchors.count, all = stats.size(1);
   const Real factor = Real(options.factor(size));
 
@@ -148,8 +194,9 @@ Three backward(const ContrastPairs<Real>& pairs, const ContrastOptions& options,
   auto* other_sums = pairs.bank ? static_cast<Real*>(grad_bank.data_ptr()) : anchor_sums;
   const TileBuffers<Real> buffers(anchors.source);
   const auto add_pair = [&](int64_t row_block, int64_t col_block) {
-    const ContrastTile<Real> tile =
-        multiply_tile(pairs, row_blocks, col_blocks, row_block, col_block, buffers.of_this_thread());
+    if (row_blocks.unrelated(row_block, col_blocks, col_block)) return;
+    const ContrastTile<Real> tile = multiply_tile(pairs, row_blocks, col_blocks, row_block, col_block,
+                                                  buffers.of_this_thread(), kept, kept != nullptr);
     const bool diagonal = !pairs.bank && row_block == col_block;
     contrast_coefficients_cpu(tile, rows, candidates, factor, upstream, pairs.bank ? nullptr : &upstream,
                               of_rows, diagonal ? nullptr : of_cols);
@@ -189,7 +236,7 @@ Contrast region_contrast(const Tensor& anchors, const OptionalTensor& bank, cons
                          const OptionalTensor& bank_groups, const OptionalTensor& temperature,
                          double fixed_temperature, std::optional<int64_t> self_offset, int64_t similarity,
                          int64_t denominator, int64_t reduction, bool with_tilt) {
-  check_arguments(anchors, bank, anchor_ids, bank_ids, anchor_groups, bank_groups);
+  check_arguments(anchors, bank, anchor_ids, bank_ids, anchor_groups, bank_groups, temperature, self_offset);
   const ContrastOptions options(temperature, fixed_temperature, similarity, denominator, reduction);
   const auto run = [&](auto zero) {
     const ContrastPairs<decltype(zero)> pairs(anchors, bank, anchor_ids, bank_ids, anchor_groups, bank_groups,
@@ -203,24 +250,35 @@ Three region_contrast_backward(const Tensor& grad, const Tensor& anchors, const 
                                const Tensor& anchor_ids, const OptionalTensor& bank_ids,
                                const OptionalTensor& anchor_groups, const OptionalTensor& bank_groups,
                                const OptionalTensor& temperature, const Tensor& stats,
-                               const Tensor& rows_counted, const OptionalTensor& /* measured */,
+                               const Tensor& rows_counted, const OptionalTensor& measured,
                                double fixed_temperature, std::optional<int64_t> self_offset,
                                int64_t similarity, int64_t denominator, int64_t reduction, bool need_anchors,
                                bool need_bank) {
-  check_arguments(anchors, bank, anchor_ids, bank_ids, anchor_groups, bank_groups);
+  check_arguments(anchors, bank, anchor_ids, bank_ids, anchor_groups, bank_groups, temperature, self_offset);
   const ContrastOptions options(temperature, fixed_temperature, similarity, denominator, reduction);
   const ScalarType real = real_type(anchors);
   check(!need_bank || bank, "need_bank must be false without a bank");
   check_shape("stats", stats, "(6, M)", {kContrastStats, anchors.size(0)});
-  check(stats.scalar_type() == real && stats.is_contiguous() && rows_counted.scalar_type() == real,
-        "stats and rows must be as region_contrast returned them");
+  for (const Tensor* kept : {&stats, &rows_counted}) {
+    check(kept->scalar_type() == real && kept->is_contiguous() && kept->device() == anchors.device(),
+          "stats and rows must be as region_contrast returned them");
+  }
+  check_shape("rows", rows_counted, "one number", {});
+  check_device("grad", grad, "anchors", anchors);
   check_shape("grad", grad, "the shape of loss",
               options.reduction == ContrastReduction::kNone ? Shape{anchors.size(0)} : Shape{});
+  const int64_t candidates = (bank ? *bank : anchors).size(0);
+  const bool keeps = keeps_products(anchors.size(0), candidates);
+  check(!keeps || (measured && has_shape(*measured, {anchors.size(0) * candidates}) &&
+                   measured->scalar_type() == real && measured->is_contiguous() &&
+                   measured->device() == anchors.device()),
+        "measured must be as region_contrast returned it");
   const Tensor grads = contiguous(to(grad, real));
   const auto run = [&](auto zero) {
     const ContrastPairs<decltype(zero)> pairs(anchors, bank, anchor_ids, bank_ids, anchor_groups, bank_groups,
                                               self_offset, options.similarity, options.temperature);
-    return backward(pairs, options, grads, stats, rows_counted, need_anchors, need_bank);
+    auto* kept = static_cast<decltype(zero)*>(keeps ? measured->data_ptr() : nullptr);
+    return backward(pairs, options, grads, stats, rows_counted, kept, need_anchors, need_bank);
   };
   return real == ScalarType::Double ? run(0.0) : run(0.0f);
 }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <numeric>
 
@@ -27,8 +28,6 @@ struct ContrastOptions {
         reduction(check_option("reduction", reduction, ContrastReduction::kNone)),
         temperature(temperature_number) {
     if (!temperature_tensor) return;
-    check(temperature_tensor->dim() == 0 && is_floating(temperature_tensor->scalar_type()),
-          "temperature must be a floating tensor with no axes, got ", *temperature_tensor);
     temperature = *static_cast<const double*>(to(*temperature_tensor, ScalarType::Double).data_ptr());
   }
 
@@ -125,6 +124,28 @@ inline std::vector<int32_t> recode(const std::vector<int64_t>& labels, const std
   });
   return codes;
 }
+
+// Blocks of rows, and the lowest and highest id and group of each: two blocks that share none have no pair of
+// positives or negatives.
+template <class Real>
+struct ContrastRelations : ContrastBlocks {
+  std::vector<std::array<int32_t, 4>> ranges;
+
+  explicit ContrastRelations(const ContrastRows<Real>& rows) : ContrastBlocks(rows.count) {
+    for (int64_t block = 0; block < count; ++block) {
+      const auto [id_low, id_high] =
+          std::minmax_element(&rows.ids[begin(block)], rows.ids.data() + end(block));
+      const auto [group_low, group_high] =
+          std::minmax_element(&rows.groups[begin(block)], rows.groups.data() + end(block));
+      ranges.push_back({*id_low, *id_high, *group_low, *group_high});
+    }
+  }
+
+  bool unrelated(int64_t block, const ContrastRelations& others, int64_t other) const {
+    const auto &mine = ranges[block], &its = others.ranges[other];
+    return (mine[1] < its[0] || its[1] < mine[0]) && (mine[3] < its[2] || its[3] < mine[2]);
+  }
+};
 
 // Anchors and candidates, with what relates them. Without a bank both are the same rows.
 template <class Real>

@@ -95,7 +95,7 @@ def record_launches(module, shared_memory: int, run) -> list[Launch]:
     def recorded(module, *kernels):
         return patch.multiple(module, **{name: Recorder(getattr(module, name)) for name in kernels})
 
-    of_gpu = patch.object(module, "_describe", lambda tensor: (132, shared_memory))
+    of_gpu = patch.object(module, "_describe", lambda tensor: (132, shared_memory, 90))
     pairs = recorded(module, "measure_rows", "contrast_rows", "contrast_gradient")
     with of_gpu, pairs, recorded(preparation, "gather_rows"):
         run(module)
@@ -235,6 +235,36 @@ def test_region_contrast_compiles(capability, case, tmp_path, capsys):
         assert not usage.contracted
         if capability == 90 and usage.kernel.startswith("contrast") and case.startswith(("bf16", "fp16")):
             assert usage.wgmma
+
+
+@needs_compiler
+def test_tiles_are_those_of_the_table():
+    pytest.importorskip("triton")
+    from fastseg.triton import region_contrast as module
+
+    from fastseg import tuning
+
+    def launched():
+        launches = record_launches(module, 232448, region_contrast(128, torch.bfloat16, False, 0))
+        names = {"BLOCK_M": "block_m", "BLOCK_N": "block_n", "num_warps": "warps", "num_stages": "stages"}
+        return {
+            launch.kernel.fn.__name__: {
+                own: (launch.arguments | launch.options)[name] for name, own in names.items()
+            }
+            for launch in launches
+            if launch.kernel.fn.__name__ != "measure_rows"
+        }
+
+    with tuning.record() as asked:
+        default = launched()
+    assert {case for _, case in asked} == {"bfloat16 128 few"}
+    assert default == {kernel: candidates[0] for (kernel, _), candidates in asked.items()}
+    assert set(default) == {"contrast_rows", "contrast_gradient"}
+    assert all(len(candidates) > 8 for candidates in asked.values())
+    for (kernel, case), candidates in asked.items():
+        tuning.force({(kernel, case): candidates[-1]})
+        assert launched() == default | {kernel: candidates[-1]}
+        tuning.release()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import triton
 
+from .launch import launch
 from .region_contrast_backward import contrast_gradient
 from .region_contrast_forward import PARTIALS, UPSTREAM, contrast_rows
 from .region_contrast_pairs import COLDEST
@@ -23,10 +24,10 @@ _MEASURE = {"BLOCK_M": 16, "BLOCK_D": 128}
 _FEW_PAIRS = 4096 * 4096  # up to here rows stay as they are
 
 
-def _describe(tensor: Tensor) -> tuple[int, int]:
+def _describe(tensor: Tensor) -> tuple[int, int, int]:
     return (
-        describe_gpu(tensor.device.index) if tensor.is_cuda else (132, 232448)
-    )  # under Triton's interpreter
+        describe_gpu(tensor.get_device()) if tensor.is_cuda else (132, 232448, 90)
+    )  # where Triton is interpreted
 
 
 def _tf32(dtype: torch.dtype) -> bool:
@@ -102,7 +103,9 @@ def _prepare(kept, anchors, bank, self_offset, similarity, is_sorted, counters) 
     N = 0 if bank is None else bank[0].shape[0]
     blocks = [triton.cdiv(rows, _MEASURE["BLOCK_M"]) if similarity != _DOT else 0 for rows in (M, N)]
     programs = sum(blocks) + triton.cdiv(counters.numel(), _MEASURE["BLOCK_M"])
-    measure_rows[(programs,)](
+    launch(
+        measure_rows,
+        (programs,),
         *anchors[:2],
         *(anchors if bank is None else bank)[:2],
         sides[0].measured,
@@ -144,12 +147,12 @@ def region_contrast(
     M, D = anchors[0].shape
     N = M if bank is None else bank[0].shape[0]
     dtype, is_sorted = anchors[0].dtype, _is_sorted(M, N)
-    processors, _ = gpu = _describe(anchors[0])
+    processors, *_ = gpu = _describe(anchors[0])
     loss = anchors[0].new_empty((M,) if reduction == _NONE else (), dtype=torch.float32)
     stats = loss.new_empty((6, M))
     if M == 0:
         return loss.zero_(), stats, loss.new_zeros(()), loss.new_empty(0)
-    t = tiles(M, D, dtype, _tf32(dtype), gpu, is_sorted, backward=False)
+    t = tiles(128 * processors <= M, D, dtype, _tf32(dtype), gpu, is_sorted, backward=False)
     blocks = triton.cdiv(M, t.block_m)
     # Two blocks run on a multiprocessor at a time; a share of fewer than four tiles is not worth adding up.
     shares = max(1, min(2 * processors // max(blocks, 1), triton.cdiv(N, 4 * t.block_n), _MOST_SHARES))
@@ -158,7 +161,9 @@ def region_contrast(
     scratch = loss.new_empty(2 * blocks + (PARTIALS * shares * M if shares > 1 else 0))
     kept = loss.new_empty(kept_floats(M, None if bank is None else N, D, dtype))
     side, to = _prepare(kept, anchors, bank, self_offset, similarity, is_sorted, counters)
-    contrast_rows[(blocks, shares)](
+    launch(
+        contrast_rows,
+        (blocks, shares),
         *_arguments(side),
         *_arguments(to),
         temperature,
@@ -213,14 +218,16 @@ def _gradient(
     D = gradient.shape[1]
     if M == 0:
         return
-    processors, _ = gpu = _describe(gradient)
-    t = tiles(M, D, gradient.dtype, _tf32(gradient.dtype), gpu, is_sorted, backward=True)
+    processors, *_ = gpu = _describe(gradient)
+    t = tiles(128 * processors <= M, D, gradient.dtype, _tf32(gradient.dtype), gpu, is_sorted, backward=True)
     blocks, chunks = triton.cdiv(M, t.block_m), triton.cdiv(D, t.block_out)
     parts = max(1, min(2 * processors // blocks, chunks))
     chunks_out = triton.cdiv(chunks, parts)
     apart = chunks_out > 1 and gradient.dtype != torch.float32
     sums = gradient.new_empty((M, D), dtype=torch.float32) if apart else gradient
-    contrast_gradient[(blocks, triton.cdiv(chunks, chunks_out))](
+    launch(
+        contrast_gradient,
+        (blocks, triton.cdiv(chunks, chunks_out)),
         *_arguments(side),
         *_arguments(others),
         *pointers,

@@ -11,6 +11,7 @@ from torch import Tensor
 import triton
 import triton.language as tl
 
+from .launch import launch
 from .region_contrast_pairs import (
     COSINE,
     GROUP_HIGH,
@@ -164,7 +165,9 @@ def sort_side(kept, rows, ids, groups, other_ids, self_offset, counters, similar
     """The same, and fills it. `other_ids` are given where rows are compared with others that may be themselves."""
     side = sorted_side(kept, rows, groups is not None)
     M, D = rows.shape
-    gather_rows[(side.stretch_count,)](
+    launch(
+        gather_rows,
+        (side.stretch_count,),
         rows,
         ids,
         groups,

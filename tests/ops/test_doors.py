@@ -20,6 +20,7 @@ def draw(*shape, dtype=torch.float32, seed=0):
 
 
 LABELS = (draw(2, 5, 6, seed=9) > 0).long()
+IDS = torch.arange(30) % 7 - 1
 CORNERS = torch.tensor([[[0, 0], [1, 2]], [[2, 2], [-1, -1]]])
 
 # A function of one tensor (2, 3, 5, 6) that gives tensors, some with a gradient.
@@ -55,6 +56,21 @@ CALLS = {
     ),
     "sample_patches": lambda x: list(fastseg.sample_patches(x.sigmoid(), x.sigmoid(), 4, seed=3)),
     "extract_patches": lambda x: [fastseg.extract_patches(x, CORNERS, 2)],
+    "region_contrast": lambda x: [
+        fastseg.region_contrast(x.flatten(0, 2), anchor_ids=IDS, anchor_groups=IDS // 3, temperature=0.5)
+    ],
+    "region_contrast bank": lambda x: list(
+        fastseg.region_contrast_rows(
+            x.flatten(0, 2),
+            x.flatten(0, 2).detach().flip(0) + 1,
+            anchor_ids=IDS,
+            bank_ids=IDS.int(),
+            temperature=x.abs().mean().float(),
+            similarity="neg_mse",
+            denominator="negatives",
+            self_offset=0,
+        )
+    ),
 }
 LAYOUTS = {
     "contiguous": lambda x: x,
@@ -248,7 +264,11 @@ def test_freed_storage_is_told():
     freed = draw(2, 3, 5, 6)
     freed.untyped_storage().resize_(0)
     for name, call in CALLS.items():
-        if name not in ("soft_region_pool", "sample_patches"):  # which look at parts of it first
+        if name not in (
+            "soft_region_pool",
+            "sample_patches",
+            "region_contrast bank",
+        ):  # which look at parts of it first
             with pytest.raises(RuntimeError, match="storage was freed"):
                 call(freed)
 

@@ -147,6 +147,24 @@ def test_cold_and_unnormalised(device, denominator):
         torch.testing.assert_close(value.double(), true, rtol=1e-4, atol=1e-6 * true.abs().max().item())
 
 
+@pytest.mark.parametrize("bank", [None, 500])
+@devices
+def test_blocks_of_other_groups(device, bank):
+    """Whole blocks of rows that have nothing to do with others, but for positives across groups here and there."""
+    case = make_case(600, 8, bank=bank, device=device)
+    for side in ("anchor", "bank") if bank else ("anchor",):
+        at = torch.arange(len(case[f"{side}_ids"]), device=device)
+        case[f"{side}_ids"] = torch.where(at % 250 == 0, 1000, at // 3 - 1)
+        case[f"{side}_groups"] = at // 130 - 2
+    weights = torch.linspace(-1, 1, 600, device=device)
+    for denominator in ("all", "negatives"):
+        options = {"denominator": denominator, "reduction": "none"}
+        found = run(region_contrast, case, weights, **options)
+        truth = run(region_contrast, exact(case), weights, impl="reference", **options)
+        for one, other in zip(found, truth, strict=True):
+            torch.testing.assert_close(one.double(), other, rtol=2e-5, atol=2e-6)
+
+
 @pytest.mark.parametrize("kind", [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8])
 @devices
 def test_integer_types_of_ids(device, kind):

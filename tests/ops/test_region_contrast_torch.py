@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import fastseg
-from fastseg import region_contrast, region_contrast_rows
+from fastseg import _C, region_contrast, region_contrast_rows
+from fastseg.ops.region_contrast_checks import check_tensors
 
 from .region_contrast_cases import DENOMINATORS, DEVICES, SIMILARITIES, make_case
 
@@ -162,10 +163,18 @@ def test_module(device):
 A, IDS = torch.zeros(4, 3), torch.arange(4)
 REFUSED = {  # changed arguments, exception, message
     "list": ({"anchors": [[0.0]]}, TypeError, "anchors must be a torch.Tensor, got list"),
-    "integers": ({"anchors": A.long()}, TypeError, "anchors must be float32 or .*, got int64"),
+    "integers": (
+        {"anchors": A.long()},
+        TypeError,
+        "anchors must be float32, float64, bfloat16 or float16, got int64",
+    ),
     "axes": ({"anchors": A[0]}, ValueError, "anchors must be (rows, D) with D at least 1, got (3,)"),
     "no columns": ({"anchors": A[:, :0]}, ValueError, "D at least 1, got (4, 0)"),
-    "float ids": ({"anchor_ids": A[:, 0]}, TypeError, "anchor_ids must be int64 or .*, got float32"),
+    "float ids": (
+        {"anchor_ids": A[:, 0]},
+        TypeError,
+        "anchor_ids must be int64, int32, int16, int8 or uint8, got float32",
+    ),
     "ids": ({"anchor_ids": IDS[:3]}, ValueError, "anchor_ids must be one per row of anchors, (4,), got (3,)"),
     "ids device": (
         {"anchor_ids": IDS.to("meta")},
@@ -221,23 +230,38 @@ def test_refuses(name):
         region_contrast(**{"anchors": A, "anchor_ids": IDS, **changed})
 
 
-REFUSED_BY_OP = {  # changed arguments of torch.ops.fastseg.region_contrast, message
+REFUSED_BY_OP = {  # changed arguments of the op itself, message
     "anchors": ({"anchors": A.long()}, "anchors must be float32, float64, bfloat16 or float16, got int64"),
     "axes": ({"anchors": A[0]}, "anchors must be (rows, D) with D at least 1, got (3,)"),
-    "ids": ({"anchor_ids": IDS[:3]}, "anchors's ids must be one per row = (4,), got (3,)"),
-    "groups": ({"anchor_groups": IDS[:3]}, "anchors's groups must be one per row = (4,), got (3,)"),
-    "bank": ({"bank": A}, "bank_ids must be given with bank, and only then"),
+    "float ids": (
+        {"anchor_ids": A[:, 0]},
+        "anchor_ids must be int64, int32, int16, int8 or uint8, got float32",
+    ),
+    "ids": ({"anchor_ids": IDS[:3]}, "anchor_ids must be one per row of anchors, (4,), got (3,)"),
+    "groups": ({"anchor_groups": IDS[:3]}, "anchor_groups must be one per row of anchors, (4,), got (3,)"),
+    "bank without ids": ({"bank": A}, "bank_ids must be given with bank, got None"),
+    "ids without bank": ({"bank_ids": IDS}, "bank_ids must be None without a bank, got Tensor"),
+    "groups without bank": ({"bank_groups": IDS}, "bank_groups must be None without a bank, got Tensor"),
+    "offset without bank": ({"self_offset": 0}, "self_offset must be None without a bank, got int"),
+    "bank size": (
+        {"bank": A[:, :2], "bank_ids": IDS},
+        "bank must be (N, D) with the D of anchors, 3, got (4, 2)",
+    ),
     "bank dtype": (
         {"bank": A.double(), "bank_ids": IDS},
-        "bank must have the dtype, device and D of anchors = (4, 3), got (4, 3)",
+        "bank must be of the dtype of anchors, float32, got float64",
+    ),
+    "bank ids": (
+        {"bank": A, "bank_ids": IDS[:1]},
+        "bank_ids must be one per row of bank, (4,), got (1,)",
     ),
     "bank groups": (
         {"bank": A, "bank_ids": IDS, "bank_groups": IDS},
-        "bank_groups must be given with bank and anchor_groups, and only then",
+        "anchor_groups must be given too, as both or neither of the groups, got None",
     ),
     "temperature": (
         {"temperature": torch.ones(2)},
-        "temperature must be a floating tensor with no axes, got (2,)",
+        "temperature must be a number or a floating tensor with no axes, got float32 (2,)",
     ),
     "similarity": ({"similarity": 3}, "similarity must be from 0 to 2, got 3"),
     "denominator": ({"denominator": 2}, "denominator must be from 0 to 1, got 2"),
@@ -246,12 +270,17 @@ REFUSED_BY_OP = {  # changed arguments of torch.ops.fastseg.region_contrast, mes
 
 
 @pytest.mark.parametrize("name", REFUSED_BY_OP)
-def test_op_refuses(name):
+def test_both_doors_and_the_reference_refuse(name):
     changed, message = REFUSED_BY_OP[name]
     arguments = dict(
         anchors=A, bank=None, anchor_ids=IDS, bank_ids=None, anchor_groups=None, bank_groups=None
     )
     arguments |= dict(temperature=None, fixed_temperature=1.0, self_offset=None)
     arguments |= dict(similarity=0, denominator=0, reduction=0, with_tilt=False)
-    with pytest.raises((ValueError, RuntimeError), match=re.escape(message)):
-        OPS.region_contrast(*(arguments | changed).values())
+    inputs = (arguments | changed).values()
+    for op in (OPS.region_contrast, _C.region_contrast):
+        with pytest.raises((ValueError, TypeError, RuntimeError), match=re.escape(message)):
+            op(*inputs)
+    if name not in ("similarity", "denominator", "reduction"):
+        with pytest.raises((ValueError, TypeError), match=re.escape(message)):
+            check_tensors(*inputs)  # in the same words

@@ -14,6 +14,8 @@ from fastseg.triton import region_contrast
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
+from fastseg import _C
+
 SHARED = {80: 166912, 90: 232448, 100: 232448}  # bytes of shared memory a block may have
 MOST_SPILLED = 256  # bytes a thread: a candidate that spills more is not tried
 
@@ -86,4 +88,5 @@ def install(capability: int) -> Driver:
     driver.library = torch.library.Library("fastseg", "IMPL")
     for op in ("region_contrast", "region_contrast_backward"):
         driver.library.impl(op, getattr(region_contrast, op), "CPU", allow_override=True)
+        setattr(_C, op, getattr(region_contrast, op))  # the other door
     return driver

@@ -32,15 +32,16 @@ def open_doors(
     save: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
     check: Callable[..., None] | None = None,
+    eager: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
     """The op as a function that takes the eager door where it can.
 
     `save` and `backward` are those of torch.library.register_autograd, and serve both doors; results that were not
     asked for are None at the eager door and of shape (0,) at the other. `check` looks at the arguments before
-    torch.library does: at the eager door C++ raises what it would.
+    torch.library does: at the eager door C++ raises what it would. `eager` stands in for the function of _C.
     """
     library = getattr(torch.ops.fastseg, name).default
-    eager = getattr(_C, name)
+    eager = eager or getattr(_C, name)
     if backward is not None:
         torch.library.register_autograd(f"fastseg::{name}", backward, setup_context=save)
 

@@ -6,14 +6,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastseg.ops import region_contrast_autograd  # noqa: F401  (gives the op its gradient)
+from fastseg.ops import region_contrast_autograd
 from fastseg.ops.dispatch import use_fused
 from fastseg.ops.reference.region_contrast import region_contrast_reference
 from fastseg.ops.region_contrast_checks import (
     DENOMINATORS,
+    FLOATS,
     REDUCTIONS,
     SIMILARITIES,
-    check_region_contrast,
+    check_tensors,
+    check_types,
 )
 
 
@@ -93,7 +95,8 @@ def region_contrast(
 
     Cost:
         2 M N D multiplications and additions forward and 6 backward (8 on a GPU); without a bank 1 and 3 (2
-        and 4 on a GPU). Memory: a tile per thread and O(M + N); a float32 copy of 16-bit input on the CPU, a
+        and 4 on a GPU); up to 256 x 256 pairs the CPU keeps the products and saves one of the backward pass. Memory: a
+        tile per thread and O(M + N); a float32 copy of 16-bit input on the CPU, a
         sorted copy of the rows on a GPU beyond 4096 x 4096 pairs.
 
     Source:
@@ -134,7 +137,7 @@ def region_contrast_and_count(
     """`region_contrast`, and how many rows have a loss."""
     tensors = (anchors, bank, anchor_ids, bank_ids, anchor_groups, bank_groups)
     options = (temperature, self_offset, similarity, denominator)
-    check_region_contrast(*tensors, *options, reduction)
+    check_types(*tensors, *options, reduction)
     loss, _, count = _run(*tensors, *options, reduction, impl)
     return loss, count
 
@@ -165,7 +168,7 @@ def region_contrast_rows(
     """
     tensors = (anchors, bank, anchor_ids, bank_ids, anchor_groups, bank_groups)
     options = (temperature, self_offset, similarity, denominator)
-    check_region_contrast(*tensors, *options, "none")
+    check_types(*tensors, *options, "none")
     loss, stats, _ = _run(*tensors, *options, "none", impl)
     positives, mean, log_denominator = stats[0], stats[1], stats[2]
     with torch.no_grad():
@@ -188,16 +191,18 @@ def _run(
     impl,
 ):
     """The loss; (3 or 4, M): positives, their mean s / T, log of the denominator; how many rows have a loss."""
-    if bank is not None and bank.dtype != anchors.dtype:
+    if bank is not None and bank.dtype != anchors.dtype and bank.dtype in FLOATS and anchors.dtype in FLOATS:
         dtype = torch.promote_types(anchors.dtype, bank.dtype)
         anchors, bank = anchors.to(dtype), bank.to(dtype)
     labels = (anchor_ids, bank_ids, anchor_groups, bank_groups)
+    tensor = temperature if isinstance(temperature, Tensor) else None
     fused = use_fused("region_contrast", impl, anchors.device)
     if fused and anchors.is_cuda and anchors.dtype == torch.float64:
         if impl == "fused":
             raise ValueError('impl="fused": region_contrast has no float64 kernel for a GPU; use impl="auto"')
         fused = False
     if not fused:
+        check_tensors(anchors, bank, *labels, tensor, self_offset=self_offset)
         losses, stats = region_contrast_reference(
             anchors, bank, *labels, temperature, self_offset, similarity, denominator
         )
@@ -205,17 +210,16 @@ def _run(
         if reduction == "none":
             return losses, stats.detach(), count
         return losses.sum() / (count.clamp(min=1) if reduction == "mean" else 1), stats.detach(), count
-    tensor = temperature if isinstance(temperature, Tensor) else None
-    loss, stats, count, _ = torch.ops.fastseg.region_contrast(
+    loss, stats, count, _ = region_contrast_autograd.region_contrast(
         anchors,
         bank,
         *labels,
         tensor,
         1.0 if tensor is not None else float(temperature),
         self_offset,
-        SIMILARITIES.index(similarity),
-        DENOMINATORS.index(denominator),
-        REDUCTIONS.index(reduction),
+        SIMILARITIES[similarity],
+        DENOMINATORS[denominator],
+        REDUCTIONS[reduction],
         tensor is not None and tensor.requires_grad,
     )
     if reduction != "none":

@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What torch knows of the ops region_contrast and region_contrast_backward: shapes, gradients, and the GPU kernels."""
+"""The ops region_contrast and region_contrast_backward at both doors: shapes, gradients, and the GPU kernels."""
 
 import importlib.util
 
 import torch
 from torch import Tensor
 
-_NONE = 2  # reduction, as in the kernels
+from fastseg import _C
+from fastseg.ops.doors import open_doors
+from fastseg.ops.region_contrast_checks import REDUCTIONS, check_tensors
+
+_NONE = REDUCTIONS["none"]
 _STATS = 6
+_BLOCK = 256  # kContrastBlock
 
 
 def _real(anchors: Tensor) -> torch.dtype:
@@ -18,11 +23,13 @@ def _real(anchors: Tensor) -> torch.dtype:
 def _(anchors, bank, anchor_ids, bank_ids, anchor_groups, bank_groups, temperature, *options):
     reduction, rows = options[4], anchors.shape[0]
     loss = anchors.new_empty((rows,) if reduction == _NONE else (), dtype=_real(anchors))
-    kept = 0
     if anchors.device.type == "cuda":  # sorted rows and lengths, for the backward pass
         from fastseg.triton.region_contrast import kept_floats
 
         kept = kept_floats(rows, None if bank is None else bank.shape[0], anchors.shape[1], anchors.dtype)
+    else:  # products
+        candidates = rows if bank is None else bank.shape[0]
+        kept = rows * candidates if rows <= _BLOCK and candidates <= _BLOCK else 0
     return loss, loss.new_empty((_STATS, rows)), loss.new_empty(()), loss.new_empty((kept,))
 
 
@@ -37,17 +44,19 @@ def _(grad, anchors, bank, *others):
     )
 
 
-# Triton is imported by the first call with tensors on a GPU, not before.
-def _forward_by_triton(*arguments):
+# Triton is imported by the first call with tensors on a GPU, not before, and launches on the current device.
+def _forward_by_triton(anchors, *others):
     from fastseg.triton.region_contrast import region_contrast
 
-    return region_contrast(*arguments)
+    with torch.cuda.device(anchors.get_device()):
+        return region_contrast(anchors, *others)
 
 
-def _backward_by_triton(*arguments):
+def _backward_by_triton(grad, *others):
     from fastseg.triton.region_contrast import region_contrast_backward
 
-    return region_contrast_backward(*arguments)
+    with torch.cuda.device(grad.get_device()):
+        return region_contrast_backward(grad, *others)
 
 
 if importlib.util.find_spec("triton") is not None:
@@ -55,11 +64,23 @@ if importlib.util.find_spec("triton") is not None:
     torch.library.impl("fastseg::region_contrast_backward", "CUDA")(_backward_by_triton)
 
 
+def _forward(anchors, *others):
+    """At the eager door; C++ checks what it is given, Triton does not."""
+    if not anchors.is_cuda:
+        return _C.region_contrast(anchors, *others)
+    check_tensors(anchors, *others)
+    return _forward_by_triton(anchors, *others)
+
+
+def _gradients(grad, *others):
+    return (_backward_by_triton if grad.is_cuda else _C.region_contrast_backward)(grad, *others)
+
+
 def _save(ctx, inputs, output):
     tensors, (ctx.fixed_temperature, ctx.self_offset, *options, _) = inputs[:7], inputs[7:]
     ctx.options = options
     kept = output[1:]
-    ctx.mark_non_differentiable(*kept)
+    ctx.mark_non_differentiable(*(tensor for tensor in kept if tensor is not None))
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, *kept)
 
@@ -71,7 +92,7 @@ def _backward(ctx, grad, *_):
         return tuple(gradients)
     tensors = ctx.saved_tensors
     bank, temperature = tensors[1], tensors[6]
-    found = torch.ops.fastseg.region_contrast_backward(
+    found = region_contrast_backward(
         grad,
         *tensors,
         ctx.fixed_temperature,
@@ -93,5 +114,5 @@ def _no_second_gradient(ctx, *grads):
     raise NotImplementedError('region_contrast has no second gradient; use impl="reference"')
 
 
-torch.library.register_autograd("fastseg::region_contrast", _backward, setup_context=_save)
-torch.library.register_autograd("fastseg::region_contrast_backward", _no_second_gradient)
+region_contrast = open_doors("region_contrast", _save, _backward, check_tensors, _forward)
+region_contrast_backward = open_doors("region_contrast_backward", None, _no_second_gradient, None, _gradients)

@@ -2,20 +2,23 @@
 """What region_contrast refuses, before any kernel sees it."""
 
 import math
-import numbers
+from typing import Any
 
 import torch
 from torch import Tensor
 
-SIMILARITIES = ("cosine", "dot", "neg_mse")  # the order is the kernels'
-DENOMINATORS = ("all", "negatives")
-REDUCTIONS = ("mean", "sum", "none")
+from fastseg import _C
+from fastseg.ops.masked_bce import dtype_names, is_number
 
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+SIMILARITIES = {name: int(value) for name, value in _C.ContrastSimilarity.__members__.items()}
+DENOMINATORS = {name: int(value) for name, value in _C.ContrastDenominator.__members__.items()}
+REDUCTIONS = {name: int(value) for name, value in _C.ContrastReduction.__members__.items()}
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-def check_region_contrast(
+def check_types(
     anchors: Tensor,
     bank: Tensor | None,
     anchor_ids: Tensor,
@@ -28,8 +31,57 @@ def check_region_contrast(
     denominator: str,
     reduction: str,
 ) -> None:
+    """What neither C++ nor Triton would understand."""
+    for name, tensor in (
+        ("anchors", anchors),
+        ("anchor_ids", anchor_ids),
+        ("bank", bank),
+        ("bank_ids", bank_ids),
+        ("anchor_groups", anchor_groups),
+        ("bank_groups", bank_groups),
+    ):
+        if not isinstance(tensor, Tensor) and (tensor is not None or name in ("anchors", "anchor_ids")):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if not isinstance(temperature, Tensor):
+        number: Any = temperature
+        if type(number) is not float and not is_number(number):
+            raise TypeError(f"temperature must be a number or a tensor, got {type(number).__name__}")
+        if not 0 < number < math.inf:
+            raise ValueError(f"temperature must be finite and above 0, got {number}")
+    if self_offset is not None and (isinstance(self_offset, bool) or not isinstance(self_offset, int)):
+        raise TypeError(f"self_offset must be an int or None, got {type(self_offset).__name__}")
+    for option, chosen, names in (
+        ("similarity", similarity, SIMILARITIES),
+        ("denominator", denominator, DENOMINATORS),
+        ("reduction", reduction, REDUCTIONS),
+    ):
+        if chosen not in list(names):
+            raise ValueError(f"{option} must be one of {', '.join(names)}, got {chosen!r}")
+
+
+def check_tensors(
+    anchors: Tensor,
+    bank: Tensor | None,
+    anchor_ids: Tensor,
+    bank_ids: Tensor | None,
+    anchor_groups: Tensor | None,
+    bank_groups: Tensor | None,
+    temperature: Tensor | None,
+    fixed_temperature: float = 1.0,
+    self_offset: int | None = None,
+    *_: object,
+) -> None:
+    """What C++ checks, for all that C++ does not see: a GPU's tensors, a tracer's, and those of the reference."""
     _check_rows("anchors", anchors, "anchor_ids", anchor_ids, "anchor_groups", anchor_groups, anchors)
-    if bank is not None:
+    if bank is None:
+        for name, value in (
+            ("bank_ids", bank_ids),
+            ("bank_groups", bank_groups),
+            ("self_offset", self_offset),
+        ):
+            if value is not None:
+                raise ValueError(f"{name} must be None without a bank, got {type(value).__name__}")
+    else:
         if bank_ids is None:
             raise ValueError("bank_ids must be given with bank, got None")
         if (anchor_groups is None) != (bank_groups is None):
@@ -40,64 +92,43 @@ def check_region_contrast(
             raise ValueError(
                 f"bank must be (N, D) with the D of anchors, {anchors.shape[1]}, got {tuple(bank.shape)}"
             )
-    else:
-        for name, value in (
-            ("bank_ids", bank_ids),
-            ("bank_groups", bank_groups),
-            ("self_offset", self_offset),
-        ):
-            if value is not None:
-                raise ValueError(f"{name} must be None without a bank, got {_kind(value)}")
-    if isinstance(temperature, Tensor):
-        if temperature.dim() or temperature.dtype not in _FLOATS:
+        if bank.dtype != anchors.dtype:
+            raise ValueError(
+                f"bank must be of the dtype of anchors, {_name(anchors.dtype)}, got {_name(bank.dtype)}"
+            )
+    if temperature is not None:
+        if temperature.dim() or temperature.dtype not in FLOATS:
             raise ValueError(
                 "temperature must be a number or a floating tensor with no axes, "
                 f"got {_name(temperature.dtype)} {tuple(temperature.shape)}"
             )
-        if temperature.device != anchors.device:
-            raise ValueError(
-                f"temperature must be on {anchors.device}, where anchors is, got {temperature.device}"
-            )
-    elif isinstance(temperature, bool) or not isinstance(temperature, numbers.Real | torch.SymFloat):
-        raise TypeError(f"temperature must be a number or a tensor, got {type(temperature).__name__}")
-    elif not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be finite and above 0, got {temperature}")
-    if self_offset is not None and (isinstance(self_offset, bool) or not isinstance(self_offset, int)):
-        raise TypeError(f"self_offset must be an int or None, got {type(self_offset).__name__}")
-    for option, chosen, names in (
-        ("similarity", similarity, SIMILARITIES),
-        ("denominator", denominator, DENOMINATORS),
-        ("reduction", reduction, REDUCTIONS),
-    ):
-        if chosen not in names:
-            raise ValueError(f"{option} must be one of {', '.join(names)}, got {chosen!r}")
+        _check_device("temperature", temperature, anchors)
 
 
 def _check_rows(name, rows, ids_name, ids, groups_name, groups, anchors) -> None:
-    for each, tensor, dtypes in (
-        (name, rows, _FLOATS),
-        (ids_name, ids, _INTEGERS),
-        (groups_name, groups, _INTEGERS),
-    ):
-        if tensor is None and each == groups_name:
+    _check_dtype(name, rows, FLOATS)
+    _check_device(name, rows, anchors)
+    if rows.dim() != 2 or rows.shape[1] == 0:
+        raise ValueError(f"{name} must be (rows, D) with D at least 1, got {tuple(rows.shape)}")
+    for each, labels in ((ids_name, ids), (groups_name, groups)):
+        if labels is None:
             continue
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{each} must be a torch.Tensor, got {_kind(tensor)}")
-        if tensor.dtype not in dtypes:
-            raise TypeError(f"{each} must be {' or '.join(map(_name, dtypes))}, got {_name(tensor.dtype)}")
-        if tensor.device != anchors.device:
-            raise ValueError(f"{each} must be on {anchors.device}, where anchors is, got {tensor.device}")
-        if tensor is rows:
-            if rows.dim() != 2 or rows.shape[1] == 0:
-                raise ValueError(f"{each} must be (rows, D) with D at least 1, got {tuple(rows.shape)}")
-        elif tuple(tensor.shape) != (rows.shape[0],):
+        _check_dtype(each, labels, _INTEGERS)
+        _check_device(each, labels, anchors)
+        if tuple(labels.shape) != (rows.shape[0],):
             raise ValueError(
-                f"{each} must be one per row of {name}, ({rows.shape[0]},), got {tuple(tensor.shape)}"
+                f"{each} must be one per row of {name}, ({rows.shape[0]},), got {tuple(labels.shape)}"
             )
 
 
-def _kind(value: object) -> str:
-    return type(value).__name__
+def _check_dtype(name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
+    if tensor.dtype not in dtypes:
+        raise TypeError(f"{name} must be {dtype_names(dtypes)}, got {_name(tensor.dtype)}")
+
+
+def _check_device(name: str, tensor: Tensor, anchors: Tensor) -> None:
+    if tensor.device != anchors.device:
+        raise ValueError(f"{name} must be on {anchors.device}, where anchors is, got {tensor.device}")
 
 
 def _name(dtype: torch.dtype) -> str:
