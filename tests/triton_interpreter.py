@@ -20,7 +20,7 @@ from fastseg import _C
 LEFT_OUT = (
     *("test_definition_as_a_loop", "test_fused_is_the_reference", "test_threads_do_not_change_a_bit"),
     *("test_memory_grows_with_rows_not_pairs", "test_repeatable"),
-    "test_both_doors_and_the_reference_refuse",
+    *("test_both_doors_and_the_reference_refuse", "test_blocks_of_other_groups"),
     "test_raw_patches",  # minutes
 )
 
