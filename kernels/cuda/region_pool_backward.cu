@@ -1,29 +1,55 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The gradient of region_pool on CUDA: every voxel takes what the row of its region says. A thread holds the
-// rows of four voxels and goes over a group of channels, so labels are read once per group; rows come from
-// the caches. Written per voxel and channel: the gradient once; for the variance the feature is read.
+// The gradient of region_pool on CUDA: every voxel takes what the row of its region says, so this is a gather
+// from tables that lie in the caches. A thread has 16 bytes of voxels and reads their labels once for a group
+// of channels; of a row it takes 16 bytes at a time, four channels, so that lanes whose rows differ ask for a
+// quarter as many pieces, and writes 16 bytes of each channel. Written per voxel and channel: the gradient
+// once; for the variance the feature is read.
 #include "region_pool_stats.cuh"
 
 namespace fastseg {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kVector = 4;     // voxels of a thread
 constexpr int kChannels = 16;  // of a block
 
 template <class Real>
 struct Tables {
   const Real *base, *slope, *mean;  // of the sample
 
-  __device__ __forceinline__ Real at(int64_t entry, Real feature) const {
-    const Real value = base ? base[entry] : Real(0);
-    return slope ? value + slope[entry] * (feature - mean[entry]) : value;
+  // Of kCount channels that lie from `entry` on; `wide`: aligned, and all are there; else only `count` are.
+  template <bool kSloping, int kCount>
+  __device__ __forceinline__ Lanes<Real, kCount> at(int64_t entry, const Lanes<Real, kCount>& features,
+                                                    bool wide, int count = kCount) const {
+    const auto read = [&](const Real* table) {
+      Lanes<Real, kCount> values{};
+      if (wide) {
+        values = *reinterpret_cast<const Lanes<Real, kCount>*>(table + entry);
+      } else {
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) {
+          if (i < count) values.value[i] = table[entry + i];
+        }
+      }
+      return values;
+    };
+    Lanes<Real, kCount> values{};
+    if (base) values = read(base);
+    if constexpr (kSloping) {
+      const Lanes<Real, kCount> slopes = read(slope), means = read(mean);
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        values.value[i] += slopes.value[i] * (features.value[i] - means.value[i]);
+      }
+    }
+    return values;
   }
+
+  bool are_aligned() const { return is_aligned(base) && is_aligned(slope) && is_aligned(mean); }
 };
 
 template <class Real>
-__device__ __forceinline__ Tables<Real> tables_of(const RegionLabels& in, const RegionGradient& gradient,
-                                                  int64_t sample) {
+__host__ __device__ __forceinline__ Tables<Real> tables_of(const RegionLabels& in,
+                                                           const RegionGradient& gradient, int64_t sample) {
   const int64_t offset = sample * in.num_regions * in.channels;
   const auto* base = static_cast<const Real*>(gradient.base);
   const auto* slope = static_cast<const Real*>(gradient.slope);
@@ -31,65 +57,100 @@ __device__ __forceinline__ Tables<Real> tables_of(const RegionLabels& in, const 
   return {base ? base + offset : nullptr, slope ? slope + offset : nullptr, mean ? mean + offset : nullptr};
 }
 
-// Block x: a stretch of kThreads * kVector voxels of a sample and a group of channels, groups of the same
-// voxels one after the other.
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    gather_kernel(RegionLabels in, const T* features, RegionGradient gradient, int64_t stretches,
-                  bool vectors, T* grad_features) {
-  using Real = RealOf<T>;
-  const int64_t groups = (in.channels + kChannels - 1) / kChannels, group = blockIdx.x % groups;
-  const int64_t sample = blockIdx.x / groups / stretches;
-  const int64_t stretch = blockIdx.x / groups - sample * stretches;
-  const int64_t first = (stretch * kThreads + threadIdx.x) * kVector;
-  if (first >= in.voxels) return;
-  const int count = int(in.voxels - first < kVector ? in.voxels - first : kVector);
-  const Tables<Real> tables = tables_of<Real>(in, gradient, sample);
-  uint32_t row[kVector];
+// 16 bytes of voxels, or the first `count` of them.
+template <bool kVectors, class T>
+__device__ __forceinline__ Lanes<T, kLanes<T>> read_voxels(const T* values, int count) {
+  if constexpr (kVectors) return *reinterpret_cast<const Lanes<T, kLanes<T>>*>(values);
+  Lanes<T, kLanes<T>> read{};
 #pragma unroll
-  for (int i = 0; i < kVector; ++i) row[i] = i < count ? row_of(in, sample * in.voxels + first + i) : kNone;
+  for (int i = 0; i < kLanes<T>; ++i) {
+    if (i < count) read.value[i] = values[i];
+  }
+  return read;
+}
+
+// Block x: kThreads threads' voxels of a sample and a group of channels, groups of the same voxels one after
+// the other. kVectors: voxels can be read and written 16 bytes at a time; `wide`: rows of the tables can be
+// read so.
+template <class T, bool kSloping, bool kVectors>
+__global__ void __launch_bounds__(kThreads)
+    gather_kernel(RegionLabels in, const T* features, RegionGradient gradient, int64_t stretches, bool wide,
+                  T* grad_features) {
+  using Real = RealOf<T>;
+  constexpr int kVoxels = kLanes<T>, kAtOnce = kLanes<Real>;
+  const auto groups = unsigned((in.channels + kChannels - 1) / kChannels), of_voxels = blockIdx.x / groups;
+  const int64_t group = blockIdx.x % groups;
+  const int64_t sample = of_voxels / unsigned(stretches), stretch = of_voxels % unsigned(stretches);
+  const int64_t first = (stretch * kThreads + threadIdx.x) * kVoxels;
+  if (first >= in.voxels) return;
+  const int count = int(in.voxels - first < kVoxels ? in.voxels - first : kVoxels);
+  const Tables<Real> tables = tables_of<Real>(in, gradient, sample);
+  uint32_t row[kVoxels];
+  rows_of<kVectors>(in, sample * in.voxels + first, count, row);
   const int64_t end = (group + 1) * kChannels < in.channels ? (group + 1) * kChannels : in.channels;
-#pragma unroll 2
-  for (int64_t channel = group * kChannels; channel < end; ++channel) {
+#pragma unroll 1
+  for (int64_t channel = group * kChannels; channel < end; channel += kAtOnce) {
     const int64_t element = (sample * in.channels + channel) * in.voxels + first;
-    Lanes<T, kVector> values{}, out;
-    if (tables.slope) {
-      if (vectors) {
-        values = *reinterpret_cast<const Lanes<T, kVector>*>(features + element);
-      } else {
-        for (int i = 0; i < count; ++i) values.value[i] = features[element + i];
+    const int rest = int(end - channel < kAtOnce ? end - channel : kAtOnce);
+    Lanes<T, kVoxels> values[kAtOnce]{}, out[kAtOnce];
+    if constexpr (kSloping) {
+#pragma unroll
+      for (int c = 0; c < kAtOnce; ++c) {
+        if (c < rest) values[c] = read_voxels<kVectors>(features + element + c * in.voxels, count);
       }
     }
 #pragma unroll
-    for (int i = 0; i < kVector; ++i) {
-      const Real value = row[i] == kNone ? Real(0)
-                                         : tables.at(int64_t(row[i]) * in.channels + channel,
-                                                     to_real<Real>(values.value[i]));
-      out.value[i] = from_real<T>(value);
+    for (int i = 0; i < kVoxels; ++i) {
+      Lanes<Real, kAtOnce> own{}, gradients{};
+#pragma unroll
+      for (int c = 0; c < kAtOnce; ++c) own.value[c] = to_real<Real>(values[c].value[i]);
+      if (row[i] != kNone) {
+        gradients = tables.template at<kSloping>(int64_t(row[i]) * in.channels + channel, own, wide, rest);
+      }
+#pragma unroll
+      for (int c = 0; c < kAtOnce; ++c) out[c].value[i] = from_real<T>(gradients.value[c]);
     }
-    if (vectors) {
-      *reinterpret_cast<Lanes<T, kVector>*>(grad_features + element) = out;
-    } else {
-      for (int i = 0; i < count; ++i) grad_features[element + i] = out.value[i];
+#pragma unroll
+    for (int c = 0; c < kAtOnce; ++c) {
+      if (c >= rest) break;
+      const int64_t at = element + c * in.voxels;
+      if constexpr (kVectors) {
+        write_lanes(out[c], grad_features, at);
+      } else {
+#pragma unroll
+        for (int i = 0; i < kVoxels; ++i) {
+          if (i < count) grad_features[at + i] = out[c].value[i];
+        }
+      }
     }
   }
 }
 
-// Channels last: a thread per element, neighbours in the same row of the table.
-template <class T>
+// Channels last: a thread per kCount channels of a voxel, neighbours in the same row of the table.
+template <class T, bool kSloping, int kCount>
 __global__ void __launch_bounds__(kThreads)
-    gather_channels_last_kernel(RegionLabels in, const T* features, RegionGradient gradient,
-                                T* grad_features) {
+    gather_channels_last_kernel(RegionLabels in, const T* features, RegionGradient gradient, Divisor pieces,
+                                Divisor voxels, T* grad_features) {
   using Real = RealOf<T>;
-  const int64_t numel = in.batch * in.voxels * in.channels, step = int64_t(gridDim.x) * kThreads;
-  for (int64_t element = int64_t(blockIdx.x) * kThreads + threadIdx.x; element < numel; element += step) {
-    const int64_t voxel = element / in.channels, channel = element - voxel * in.channels;
-    const Tables<Real> tables = tables_of<Real>(in, gradient, voxel / in.voxels);
-    const uint32_t row = row_of(in, voxel);
-    const Real feature = tables.slope ? to_real<Real>(features[element]) : Real(0);
-    const Real value = row == kNone ? Real(0) : tables.at(int64_t(row) * in.channels + channel, feature);
-    grad_features[element] = from_real<T>(value);
+  const int64_t piece = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t voxel = pieces.quotient(piece);
+  if (voxel >= in.batch * in.voxels) return;
+  const int64_t channel = piece * kCount - voxel * in.channels;
+  const Tables<Real> tables = tables_of<Real>(in, gradient, voxels.quotient(voxel));
+  const uint32_t row = row_of(in, voxel);
+  Lanes<Real, kCount> own{}, gradients{};
+  if constexpr (kSloping) {
+    const auto values = reinterpret_cast<const Lanes<T, kCount>*>(features)[piece];
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) own.value[i] = to_real<Real>(values.value[i]);
   }
+  if (row != kNone) {
+    gradients = tables.template at<kSloping>(int64_t(row) * in.channels + channel, own, true);
+  }
+  Lanes<T, kCount> out;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) out.value[i] = from_real<T>(gradients.value[i]);
+  write_lanes(out, grad_features, piece * kCount);
 }
 
 // One thread per region and channel, after the rest: regions do not share voxels. The value is computed anew,
@@ -111,10 +172,38 @@ __global__ void __launch_bounds__(kThreads)
     if (where[i] < 0 || (i == 1 && same)) continue;
     const int64_t element = in.channels_last ? (sample * in.voxels + where[i]) * in.channels + channel
                                              : (sample * in.channels + channel) * in.voxels + where[i];
-    const Real feature = tables.slope ? to_real<Real>(features[element]) : Real(0);
-    const Real value = tables.at((row % in.num_regions) * in.channels + channel, feature) + share[i];
+    const int64_t entry = (row % in.num_regions) * in.channels + channel;
+    const Lanes<Real, 1> feature{{tables.slope ? to_real<Real>(features[element]) : Real(0)}};
+    const Real value = (tables.slope ? tables.template at<true>(entry, feature, true)
+                                     : tables.template at<false>(entry, feature, true))
+                           .value[0] +
+                       share[i];
     grad_features[element] = from_real<T>(same ? value + share[1] : value);
   }
+}
+
+template <class T, bool kSloping>
+cudaError_t gather(const RegionLabels& in, const T* features, const RegionGradient& gradient,
+                   T* grad_features, cudaStream_t stream) {
+  using Real = RealOf<T>;
+  const bool aligned = is_aligned(features) && is_aligned(grad_features);
+  const Tables<Real> tables = tables_of<Real>(in, gradient, 0);
+  if (in.channels_last) {
+    const bool vectors = in.channels % kLanes<T> == 0 && aligned && tables.are_aligned();
+    const auto kernel = vectors ? gather_channels_last_kernel<T, kSloping, kLanes<T>>
+                                : gather_channels_last_kernel<T, kSloping, 1>;
+    const int64_t pieces = in.channels / (vectors ? kLanes<T> : 1);
+    const int64_t blocks = (in.batch * in.voxels * pieces + kThreads - 1) / kThreads;
+    return launch(kernel, unsigned(blocks), kThreads, 0, stream, in, features, gradient, Divisor::of(pieces),
+                  Divisor::of(in.voxels), grad_features);
+  }
+  const int64_t stretch = kThreads * kLanes<T>, stretches = (in.voxels + stretch - 1) / stretch;
+  const int64_t groups = (in.channels + kChannels - 1) / kChannels;
+  const bool vectors = in.voxels % kLanes<T> == 0 && aligned && is_aligned(in.regions);
+  const bool wide = in.channels % kLanes<Real> == 0 && tables.are_aligned();
+  const auto kernel = vectors ? gather_kernel<T, kSloping, true> : gather_kernel<T, kSloping, false>;
+  return launch(kernel, unsigned(in.batch * stretches * groups), kThreads, 0, stream, in, features, gradient,
+                stretches, wide, grad_features);
 }
 
 template <class T>
@@ -122,20 +211,9 @@ cudaError_t gradient_of(const RegionLabels& in, const void* values, const Region
                         cudaStream_t stream) {
   const auto* features = static_cast<const T*>(values);
   auto* grad_features = static_cast<T*>(out);
-  const int64_t numel = in.batch * in.voxels * in.channels;
-  if (numel == 0) return cudaSuccess;
-  cudaError_t status = cudaSuccess;
-  if (in.channels_last) {
-    const int64_t blocks = std::min<int64_t>((numel + kThreads - 1) / kThreads, 65536);
-    status = launch(gather_channels_last_kernel<T>, unsigned(blocks), kThreads, 0, stream, in, features,
-                    gradient, grad_features);
-  } else {
-    const int64_t stretches = (in.voxels + kThreads * kVector - 1) / (kThreads * kVector);
-    const int64_t groups = (in.channels + kChannels - 1) / kChannels;
-    const bool vectors = in.voxels % kVector == 0 && is_aligned(out) && is_aligned(values);
-    status = launch(gather_kernel<T>, unsigned(in.batch * stretches * groups), kThreads, 0, stream, in,
-                    features, gradient, stretches, vectors, grad_features);
-  }
+  if (in.batch * in.voxels * in.channels == 0) return cudaSuccess;
+  const auto run = gradient.slope ? gather<T, true> : gather<T, false>;
+  const cudaError_t status = run(in, features, gradient, grad_features, stream);
   if (status != cudaSuccess || !(gradient.grad_minimum || gradient.grad_maximum)) return status;
   const int64_t entries = in.batch * in.num_regions * in.channels;
   return launch(extrema_kernel<T>, unsigned((entries + kThreads - 1) / kThreads), kThreads, 0, stream, in,

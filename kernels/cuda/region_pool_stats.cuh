@@ -175,33 +175,59 @@ __device__ __forceinline__ Stat shuffle_down(Stat stat, int delta) {
   return stat;
 }
 
-template <class Wide, class Id>
-__device__ __forceinline__ uint32_t row_of_id(const void* regions, int64_t at, int64_t num_regions) {
-  const Wide id = Wide(static_cast<const Id*>(regions)[at]);  // unsigned: a negative id is out of range too
-  return id < Wide(num_regions) ? uint32_t(id) : kNone;
+// Calls run with a value of the labels' type and one of the unsigned type in which a negative id is out of
+// range too. The kind is the same for all threads, so the switch does not diverge.
+template <class Run>
+__device__ __forceinline__ void with_label_type(LabelKind kind, Run run) {
+  switch (kind) {
+    case LabelKind::kUint8:
+      return run(uint8_t(), uint32_t());
+    case LabelKind::kInt8:
+      return run(int8_t(), uint32_t());
+    case LabelKind::kUint16:
+      return run(uint16_t(), uint32_t());
+    case LabelKind::kInt16:
+      return run(int16_t(), uint32_t());
+    case LabelKind::kUint32:
+      return run(uint32_t(), uint32_t());
+    case LabelKind::kInt32:
+      return run(int32_t(), uint32_t());
+    case LabelKind::kUint64:
+      return run(uint64_t(), uint64_t());
+    case LabelKind::kInt64:
+      return run(int64_t(), uint64_t());
+  }
 }
 
-// The kind is the same for all threads, so the switch does not diverge.
+// The rows of kCount voxels; of those behind the first `count`, kNone. kVectors: all are there, and aligned.
+template <bool kVectors, int kCount>
+__device__ __forceinline__ void rows_of(const RegionLabels& in, int64_t at, int count,
+                                        uint32_t (&rows)[kCount]) {
+  with_label_type(in.label_kind, [&](auto type, auto unsigned_type) {
+    using Id = decltype(type);
+    using Wide = decltype(unsigned_type);
+    const Id* ids = static_cast<const Id*>(in.regions) + at;
+    Lanes<Id, kCount> own{};
+    if constexpr (kVectors) {
+      own = *reinterpret_cast<const Lanes<Id, kCount>*>(ids);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        if (i < count) own.value[i] = ids[i];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const bool counts = kVectors || i < count;
+      rows[i] = counts && Wide(own.value[i]) < Wide(in.num_regions) ? uint32_t(own.value[i]) : kNone;
+    }
+  });
+}
+
 __device__ __forceinline__ uint32_t row_of(const RegionLabels& in, int64_t at) {
-  switch (in.label_kind) {
-    case LabelKind::kUint8:
-      return row_of_id<uint32_t, uint8_t>(in.regions, at, in.num_regions);
-    case LabelKind::kInt8:
-      return row_of_id<uint32_t, int8_t>(in.regions, at, in.num_regions);
-    case LabelKind::kUint16:
-      return row_of_id<uint32_t, uint16_t>(in.regions, at, in.num_regions);
-    case LabelKind::kInt16:
-      return row_of_id<uint32_t, int16_t>(in.regions, at, in.num_regions);
-    case LabelKind::kUint32:
-      return row_of_id<uint32_t, uint32_t>(in.regions, at, in.num_regions);
-    case LabelKind::kInt32:
-      return row_of_id<uint32_t, int32_t>(in.regions, at, in.num_regions);
-    case LabelKind::kUint64:
-      return row_of_id<uint64_t, uint64_t>(in.regions, at, in.num_regions);
-    case LabelKind::kInt64:
-      return row_of_id<uint64_t, int64_t>(in.regions, at, in.num_regions);
-  }
-  return kNone;
+  uint32_t row[1];
+  rows_of<false>(in, at, 1, row);
+  return row[0];
 }
 
 }  // namespace

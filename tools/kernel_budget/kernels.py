@@ -61,6 +61,7 @@ def cuda(label: str, source: str, name: str, **facts) -> Budget:
 
 
 _BCE, _ENTROPY, _SOFT = "masked_bce.cu", "patch_entropy.cu", "region_pool_soft.cu"
+_GATHER = "region_pool_backward.cu"
 
 KERNELS = [
     cuda("masked_bce forward bf16", _BCE, "void fastseg::sum_kernel<__nv_bfloat16, unsigned char, false>",
@@ -88,4 +89,11 @@ KERNELS = [
     cuda("soft_region_pool forward bf16", _SOFT, "void fastseg::product_kernel<4, false>", threads=128, elements=48,
          does=loads(*[16] * 6) | {"HMMA": 32, "MUFU": 24}, read=2, written=0, instructions=19, target=0.50,
          shared=4 * 18 * 128),
+    # 16 bytes of voxels of 4 channels; tables come from caches, an int64 label is of 16 channels.
+    cuda("region_pool backward f32", _GATHER, "void fastseg::gather_kernel<float, false, true>", threads=256,
+         elements=16, does=loads(*[16] * 4) | {"STG": 4}, read=0.5, written=4, instructions=10),
+    cuda("region_pool backward var f32", _GATHER, "void fastseg::gather_kernel<float, true, true>", threads=256,
+         elements=16, does=loads(*[16] * 16) | {"STG": 4}, read=4.5, written=4, instructions=20),
+    cuda("region_pool backward bf16", _GATHER, "void fastseg::gather_kernel<__nv_bfloat16, false, true>", threads=256,
+         elements=32, does=loads(*[16] * 8) | {"STG": 4}, read=0.5, written=2, instructions=6),
 ]  # fmt: skip
