@@ -70,6 +70,23 @@ def test_a_label_map_is_one_image_of_the_classes_ids(trained: Path, tmp_path: Pa
     }
 
 
+def test_instances_are_the_connected_parts_of_the_label_map(trained: Path, tmp_path: Path) -> None:
+    raw = trained / "images/cell1.png"
+    predict(trained, "--raw", raw, "--output", tmp_path / "map.tif")
+    predict(
+        trained, "--raw", raw, "--output", tmp_path / "objects.tif", "--what", "instances", "--smallest", 20
+    )
+    ids, objects = tifffile.imread(tmp_path / "map.tif"), tifffile.imread(tmp_path / "objects.tif")
+    numbers = np.unique(objects[objects > 0])
+    assert len(numbers) > 2
+    assert numbers.tolist() == list(range(1, len(numbers) + 1))
+    for number in numbers:
+        inside = objects == number
+        assert inside.sum() >= 20
+        assert len(np.unique(ids[inside])) == 1
+    assert not ids[objects == 0].all()
+
+
 def test_a_folder_is_segmented_into_a_folder(trained: Path, tmp_path: Path) -> None:
     predict(trained, "--raw", trained / "images", "--output", tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [f"cell{i}.tif" for i in range(3)]
@@ -85,8 +102,9 @@ def test_a_folder_is_segmented_into_a_folder(trained: Path, tmp_path: Path) -> N
         (("--output", "folder"), "or be a folder for the files of a folder --raw, got folder"),
         (
             ("--output", "x.tif", "--what", "mask"),
-            "--what must be one of labels, masks, probability, got mask",
+            "--what must be one of labels, masks, probability, instances, got mask",
         ),
+        (("--output", "x.tif", "--smallest", "3"), "--smallest goes with --what instances"),
         (("--output", "x.h5", "--what", "masks"), "--what goes with an --output of one array"),
         (("--output", "x.png", "--what", "masks"), "x.png: a PNG holds one image of one channel"),
     ],

@@ -109,8 +109,13 @@ def predict(
     ] = None,
     what: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Of --output .tif and the like: labels (ids, the default), masks or probability."),
+        typer.Option(
+            help="Of --output .tif and the like: labels (ids, the default), masks, probability or instances."
+        ),
     ] = None,
+    smallest: Annotated[
+        int, typer.Option(min=0, metavar="VOXELS", help="Of --what instances: smaller objects are left out.")
+    ] = 0,
     axes: Annotated[Optional[str], typer.Option(help="The axes of --raw, as in czyx.")] = None,  # noqa: UP045
     region: Annotated[
         Optional[str],  # noqa: UP045
@@ -149,6 +154,7 @@ def predict(
         region=region,
         voxel_size=voxel_size,
         what=what,
+        smallest=smallest,
         overrides=overrides or [],
         restart=restart,
         overwrite=overwrite,

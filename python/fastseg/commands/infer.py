@@ -14,6 +14,7 @@ from torch import nn
 from fastseg.data.annotations import AnnotatedVolume
 from fastseg.data.exports import EXPORT_SUFFIXES, export_volume, require_export
 from fastseg.data.images import image_paths
+from fastseg.data.instances import InstanceSource
 from fastseg.data.label_map import LabelMapSource
 from fastseg.data.outputs import OUTPUT_SUFFIXES, is_begun
 from fastseg.data.volumes import Volume, is_image_folder, open_volume
@@ -28,8 +29,8 @@ from fastseg.train.inputs import as_stored, at_voxel_size, crop, open_annotated,
 from fastseg.train.ranks import Ranks, join
 
 # What a file of one array may hold: ids of the classes (0 and 1 without data.classes), a channel of 0 and 1 for each,
-# or a channel of probabilities for each.
-EXPORTED = ("labels", "masks", "probability")
+# or a channel of probabilities for each; or a number of its own for each connected object.
+EXPORTED = ("labels", "masks", "probability", "instances")
 
 
 def predict_run(
@@ -42,14 +43,16 @@ def predict_run(
     voxel_size: str | None = None,
     overrides: Sequence[str] = (),
     what: str | None = None,
+    smallest: int = 0,
     restart: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> list[str]:
     """Segment the test volumes of a run, or ``raw`` (or its ``region``) into ``output``; returns the files written.
 
-    output: an HDF5 or Zarr of all there is; a file of another program's format, which holds ``what``, one of ``labels``
-    (the default), ``masks`` and ``probability``; or a folder, for a TIFF or PNG of each file of the folder ``raw``.
+    output: an HDF5 or Zarr of all there is; a file of another program's format, which holds ``what``, one of
+    ``labels`` (the default), ``masks``, ``probability`` and ``instances``, objects of at least ``smallest`` voxels; or
+    a folder, for a TIFF of each file of the folder ``raw``.
     What an interrupted prediction has finished is gone on with, unless ``restart``. An ``output`` that is there already
     is replaced only with ``overwrite``.
     """
@@ -68,6 +71,8 @@ def predict_run(
         )
     if what not in (None, *EXPORTED):
         raise InputError(f"--what must be one of {', '.join(EXPORTED)}, got {what}")
+    if smallest and what != "instances":
+        raise InputError("--smallest goes with --what instances: how many voxels an object has at least")
     if raw is not None and output is not None:
         jobs = []
         for source, target in _files(raw, output, config):
@@ -94,9 +99,8 @@ def predict_run(
             if target.lower().endswith(OUTPUT_SUFFIXES):
                 segment(volume, network, config, target, ranks, restart=restart, quiet=quiet)
             else:
-                _export(
-                    volume, network, config, target, ranks, what or "labels", restart=restart, quiet=quiet
-                )
+                form = (what or "labels", smallest)
+                _export(volume, network, config, target, ranks, *form, restart=restart, quiet=quiet)
     return [target for _, target in jobs]
 
 
@@ -198,6 +202,7 @@ def _export(
     path: str,
     ranks: Ranks,
     what: str,
+    smallest: int,
     *,
     restart: bool,
     quiet: bool,
@@ -205,7 +210,8 @@ def _export(
     """Segment a volume into ``path``, a file of another program's format, by way of an HDF5 beside it."""
     classes = config.data.classes
     channels = len(classes or [1])
-    require_export(path, volume, 1 if what == "labels" else channels)
+    merged = what in ("labels", "instances")
+    require_export(path, volume, 1 if merged else channels)
     needed = what == "probability" or channels > 1
     predict = config.predict.model_copy(update={"probability": needed})
     between = _written_first(path)
@@ -220,9 +226,11 @@ def _export(
     )
     if ranks.first:
         found = open_volume(f"{between}:/{'probability' if what == 'probability' else 'segmentation'}")
-        if what == "labels" and classes:
+        if merged and classes:
             probability = open_volume(f"{between}:/probability") if channels > 1 else None
             found = Volume(LabelMapSource(found, probability, classes))
+        if what == "instances":
+            found = Volume(InstanceSource(found, smallest))
         export_volume(found, path, like=volume)
         os.remove(between)
     ranks.meet()
