@@ -18,8 +18,11 @@ from tests.project import fastseg
 
 def write(path: Path, shape: tuple[int, ...]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write = tifffile.imwrite if path.suffix == ".tif" else imageio.imwrite
-    write(path, np.random.default_rng(0).integers(0, 2, shape).astype("u1"))
+    array = np.random.default_rng(0).integers(0, 2, shape).astype("u1")
+    if path.suffix == ".tif":
+        tifffile.imwrite(path, array, photometric="minisblack")
+    else:
+        imageio.imwrite(path, array)
 
 
 LAYOUTS = {
@@ -58,6 +61,27 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert "patch_contrast, which needs none" in (tmp_path / "run.yaml").read_text()
     with pytest.raises(InputError, match=r"run.yaml exists already"):
         write_found(str(tmp_path), str(tmp_path / "run.yaml"))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("a_image.png", "a_gbm.png"), ("b1.png", "a1f.png", "a1f_instances.tif"), ("x.tif", "x_mask.png")],
+)
+def test_images_and_labels_side_by_side_are_not_taken_for_images(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    for name in names:
+        write(tmp_path / "cells" / name, (30, 40))
+    with pytest.raises(InputError, match=r"seems to hold images and their labels side by side, as in \w+\."):
+        write_found(str(tmp_path / "cells"), str(tmp_path / "run.yaml"))
+    assert not (tmp_path / "run.yaml").exists()
+
+
+def test_a_folder_of_images_alone(tmp_path: Path) -> None:
+    for name in ("cell_001.png", "cell_002.png", "other.png"):
+        write(tmp_path / "cells" / name, (30, 40))
+    (line, *_) = write_found(str(tmp_path / "cells"), str(tmp_path / "run.yaml"))
+    assert line.startswith("3 images in ")
 
 
 def test_the_road_of_a_newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

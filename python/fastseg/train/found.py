@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import yaml
 
@@ -76,6 +77,7 @@ def _parts(folder: str) -> tuple[str, str | None]:
     if raw is None and len(others) == 1:
         raw = others[0]
     if raw is None and not folders and _holds_images(folder):
+        _require_one_kind(folder)
         raw = folder
     if raw is None:
         found = ", ".join(sorted(folders)) or "no images"
@@ -84,6 +86,20 @@ def _parts(folder: str) -> tuple[str, str | None]:
             "FILE.yaml writes a configuration to fill in"
         )
     return raw, labels
+
+
+def _require_one_kind(folder: str) -> None:
+    """InputError where files are named as images and their labels side by side, as in a_image.png and a_mask.png."""
+    first: dict[str, str] = {}
+    for path in image_paths(folder):
+        name = os.path.basename(path)
+        before = first.setdefault(re.sub(r"_[a-z]{2,}$", "", os.path.splitext(name.lower())[0]), name)
+        if before != name:
+            raise InputError(
+                f"{folder} seems to hold images and their labels side by side, as in {before} and {name}: move the "
+                "labels into a folder of their own, or give data.train patterns, as in {raw: 'cells/*_image.png', "
+                "labels: 'cells/*_mask.png'}"
+            )
 
 
 def _holds_images(folder: str) -> bool:
