@@ -27,6 +27,7 @@ from .region_contrast_pairs import (
     next_stretch,
     products,
     relate,
+    related_tiles,
     z_of,
 )
 
@@ -251,7 +252,10 @@ def sum_tiles(rows, names, id_rows, takes_part, hoisted, inverse_t, of_stretch, 
                     done += 1
                 at = next_stretch(masked, t, at, COUNT_B)
     else:
-        for tile in range(0, tl.cdiv(N, BLOCK_N)):
+        first_tile, last_tile = related_tiles(
+            id_rows, groups_a, rows, M, ids_b, groups_b, N, HAS_GROUPS, BLOCK_N
+        )
+        for tile in range(first_tile, last_tile):
             total, along = add_masked(total, along, done, tile, id_rows, takes_part, hoisted, rows, names,
                                       factor, inverse_t, scale_rows, offset_rows,
                                       log_sum, pos_scale, pos_offset, neg_scale, first,

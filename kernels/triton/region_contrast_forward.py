@@ -26,6 +26,7 @@ from .region_contrast_pairs import (
     next_stretch,
     products,
     relate,
+    related_tiles,
     z_of,
 )
 
@@ -147,9 +148,9 @@ def sum_tiles(rows, id_rows, takes_part, hoisted, inverse_t, share, of_stretch,
                         ALL, WITH_TILT, FIXED)  # fmt: skip
                 at = next_stretch(masked, t, at, COUNT_B)
     else:
-        tiles = tl.cdiv(N, BLOCK_N)
-        each = tl.cdiv(tiles, SHARES)
-        for tile in range(share * each, tl.minimum(tiles, (share + 1) * each)):
+        first, last = related_tiles(id_rows, groups_a, rows, M, ids_b, groups_b, N, HAS_GROUPS, BLOCK_N)
+        each = tl.cdiv(last - first, SHARES)
+        for tile in range(first + share * each, tl.minimum(last, first + (share + 1) * each)):
             candidates = tile * BLOCK_N + tl.arange(0, BLOCK_N)
             id_candidates = load_ids(ids_b, candidates, N, -1)
             dot, _to = products(rows_a, rows, takes_part, rows_b, candidates, id_candidates >= 0, stride, stride,

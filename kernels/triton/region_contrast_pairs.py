@@ -150,6 +150,37 @@ def relate(id_rows, id_candidates, groups_a, rows, M, groups_b, candidates, N, n
 
 
 @triton.jit
+def related_tiles(
+    id_rows, groups_a, rows, M, ids_b, groups_b, N, HAS_GROUPS: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """Of rows as they come: the first tile of candidates that has one in the groups or among the ids of these rows, and
+    the one after the last such tile. Images that lie one after the other are left out so, but for their own."""
+    first, last = 0, tl.cdiv(N, BLOCK_N)
+    if HAS_GROUPS:
+        LOOK: tl.constexpr = 4 * CHUNK
+        lowest, highest = -0x7FFFFFFFFFFFFFFF, 0x7FFFFFFFFFFFFFFF
+        ids = id_rows.to(tl.int64)
+        groups = tl.load(groups_a + rows, mask=rows < M, other=0).to(tl.int64)
+        id_low, id_high = tl.min(tl.where(ids >= 0, ids, highest)), tl.max(ids)
+        group_low, group_high = (
+            tl.min(tl.where(ids >= 0, groups, highest)),
+            tl.max(tl.where(ids >= 0, groups, lowest)),
+        )
+        firsts, lasts = tl.full([LOOK], 0x7FFFFFFF, tl.int32), tl.zeros([LOOK], tl.int32)
+        for begin in range(0, N, LOOK):
+            at = begin + tl.arange(0, LOOK)
+            found = load_ids(ids_b, at, N, -1)
+            group = tl.load(groups_b + at, mask=at < N, other=0)
+            related = (group >= group_low) & (group <= group_high) | (found >= id_low) & (found <= id_high)
+            related &= found >= 0
+            firsts = tl.minimum(firsts, tl.where(related, at, 0x7FFFFFFF))
+            lasts = tl.maximum(lasts, tl.where(related, at + 1, 0))
+        last = tl.cdiv(tl.max(lasts), BLOCK_N)
+        first = tl.minimum(tl.min(firsts) // BLOCK_N, last)
+    return first, last
+
+
+@triton.jit
 def classify(stretches_a, of_rows, COUNT_A, stretches_b, COUNT_B, t, begin, end, HAS_GROUPS: tl.constexpr):
     """Of stretches t in [begin, end) of the candidates: which are lean to the rows of stretch `of_rows`, those before
     and those after them, and which are masked. A stretch without a row that takes part has ID_LOW above ID_HIGH."""

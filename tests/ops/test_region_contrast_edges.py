@@ -147,22 +147,32 @@ def test_cold_and_unnormalised(device, denominator):
         torch.testing.assert_close(value.double(), true, rtol=1e-4, atol=1e-6 * true.abs().max().item())
 
 
-@pytest.mark.parametrize("bank", [None, 500])
-@devices
-def test_blocks_of_other_groups(device, bank):
-    """Whole blocks of rows that have nothing to do with others, but for positives across groups here and there."""
-    case = make_case(600, 8, bank=bank, device=device)
+def check_groups_in_order(rows, bank, size, device):
+    """Groups of `size` rows one after the other, with positives across groups here and there."""
+    case = make_case(rows, 8, bank=bank, device=device)
     for side in ("anchor", "bank") if bank else ("anchor",):
         at = torch.arange(len(case[f"{side}_ids"]), device=device)
-        case[f"{side}_ids"] = torch.where(at % 250 == 0, 1000, at // 3 - 1)
-        case[f"{side}_groups"] = at // 130 - 2
-    weights = torch.linspace(-1, 1, 600, device=device)
-    for denominator in ("all", "negatives"):
+        case[f"{side}_ids"] = torch.where(at % (2 * size - 10) == 0, 1000, at // 3 - 1)
+        case[f"{side}_groups"] = at // size - 2
+    weights = torch.linspace(-1, 1, rows, device=device)
+    for denominator in DENOMINATORS:
         options = {"denominator": denominator, "reduction": "none"}
         found = run(region_contrast, case, weights, **options)
         truth = run(region_contrast, exact(case), weights, impl="reference", **options)
         for one, other in zip(found, truth, strict=True):
             torch.testing.assert_close(one.double(), other, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("bank", [None, 500])
+@devices
+def test_blocks_of_other_groups(device, bank):
+    check_groups_in_order(600, bank, 130, device)
+
+
+@pytest.mark.parametrize("bank", [None, 130])
+@devices
+def test_tiles_of_other_groups(device, bank):
+    check_groups_in_order(200, bank, 60, device)
 
 
 @pytest.mark.parametrize("kind", [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8])
