@@ -42,6 +42,16 @@ def test_ranges_and_tables_of_every_size(libraries, num_regions, layout):
         torch.testing.assert_close(ours, truth, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("labels", ["random", "blocks"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("channels", "num_regions"), [(33, 512), (16, 9), (3, 64), (1, 2)])
+def test_a_column_for_every_lane(libraries, channels, num_regions, dtype, labels):
+    """Whole tiles and a rest, in two ranges: channels that fill a warp and one more, and few that share its lanes."""
+    case = make_case((1, channels, 41, 64), dtype, num_regions, labels, torch.int64, "contiguous")
+    ours, truth = both(lambda impl: region_pool(*case, num_regions, impl=impl), libraries)
+    torch.testing.assert_close(ours, truth, rtol=1e-5, atol=1e-5)
+
+
 def same_bits(function, libraries):
     results = []
     for seed in SEEDS:

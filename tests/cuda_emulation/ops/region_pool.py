@@ -51,6 +51,7 @@ class EmulatedOp:
 class RegionPool(EmulatedOp):
     sources = (
         *("kernels/cuda/region_pool.cu", "kernels/cuda/region_pool_backward.cu"),
+        "kernels/cuda/region_pool_columns.cu",
         "tests/cuda_emulation/ops/region_pool.cpp",
     )
 

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Sums and means of few regions on CUDA: region_pool_columns.cu.
+#pragma once
+
+#include "../region_pool.h"
+
+namespace fastseg {
+
+bool takes_columns(const RegionLabels& labels, const RegionFeatures& features, RegionReduce reduce);
+size_t column_scratch(const RegionLabels& labels, const RegionFeatures& features);
+cudaError_t pool_columns(const RegionLabels& labels, const RegionFeatures& features, RegionReduce reduce,
+                         const RegionResults& results, void* scratch, cudaStream_t stream);
+
+}  // namespace fastseg
