@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastseg.ops.dispatch import use_fused
 from fastseg.ops.doors import open_doors
+from fastseg.ops.integers import as_int
 from fastseg.ops.masked_bce import dtype_names
 from fastseg.ops.reference.patch_entropy import patch_entropy_reference
 
@@ -123,6 +124,10 @@ def _check_tensors(confidence, mask, mode) -> None:
         raise ValueError(
             f"confidence must be (B, K, *S) with 1 to 3 spatial axes, got {tuple(confidence.shape)}"
         )
+    if mode == "categorical" and confidence.shape[1] == 0:
+        raise ValueError(
+            f'confidence must have at least one class for mode="categorical", got {tuple(confidence.shape)}'
+        )
     if mask is None:
         return
     check_tensor("mask", mask, _BYTES, "confidence", confidence)
@@ -148,16 +153,19 @@ def check_tensor(
 
 def per_axis(name: str, value, axes: int) -> list[int]:
     """One positive number per spatial axis."""
-    values = [value] * axes if isinstance(value, int) else value
+    values = [value] * axes if isinstance(value, numbers.Integral | torch.SymInt) else value
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise TypeError(f"{name} must be an int or a sequence of ints, got {type(value).__name__}")
-    if any(isinstance(v, bool) or not isinstance(v, int | torch.SymInt) for v in values):
+    if any(isinstance(v, bool) or not isinstance(v, numbers.Integral | torch.SymInt) for v in values):
         raise TypeError(f"{name} must be an int or a sequence of ints, got {value!r}")
-    if len(values) != axes:
+    whole: list[int] = [as_int(name, v) for v in values]
+    if len(whole) != axes:
         raise ValueError(f"{name} must have {axes} entries, one per spatial axis, got {value!r}")
-    if any(v < 1 for v in values):
+    if any(v < 1 for v in whole):
         raise ValueError(f"{name} must be at least 1, got {value!r}")
-    return list(values)
+    if any(v >= 2**31 for v in whole):
+        raise ValueError(f"{name} must be below 2**31, got {value!r}")
+    return whole
 
 
 @torch.library.register_fake("fastseg::patch_entropy")

@@ -11,6 +11,7 @@ from torch import Tensor
 from fastseg import _C
 from fastseg.ops.dispatch import use_fused
 from fastseg.ops.doors import open_doors
+from fastseg.ops.integers import as_int
 from fastseg.ops.patch_entropy import check_tensor, per_axis
 from fastseg.ops.reference.patch_entropy_sampling import sample_patches_reference
 
@@ -101,10 +102,11 @@ def sample_patches(
         raise ValueError(
             f"entropy must be (B, 1 or K, *W) for confidence {tuple(confidence.shape)}, got {tuple(entropy.shape)}"
         )
-    if isinstance(n, bool) or not isinstance(n, int):
-        raise TypeError(f"n must be an int, got {type(n).__name__}")
+    n = as_int("n", n)
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
+    if n >= 2**31:
+        raise ValueError(f"n must be below 2**31, got {n}")
     stride = per_axis("stride", stride, len(windows))
     _check_options(strategy, floor, threshold)
     seed = _seed_on(seed, entropy)
@@ -140,11 +142,10 @@ def _seed_on(seed: int | Tensor, entropy: Tensor) -> Tensor:
         if seed.numel() != 1:
             raise ValueError(f"seed must be one number, got a tensor {tuple(seed.shape)}")
         return seed
-    if isinstance(seed, bool) or not isinstance(seed, int | torch.SymInt):
-        raise TypeError(f"seed must be an int or an int64 tensor, got {type(seed).__name__}")
-    if not -(2**63) <= seed < 2**63:
-        raise ValueError(f"seed must fit in 64 bits with sign, got {seed}")
-    return torch.full((), seed, dtype=torch.int64, device=entropy.device)
+    number: int = as_int("seed", seed, "an int or an int64 tensor")
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"seed must fit in 64 bits with sign, got {number}")
+    return torch.full((), number, dtype=torch.int64, device=entropy.device)
 
 
 @torch.library.register_fake("fastseg::patch_entropy_sample")

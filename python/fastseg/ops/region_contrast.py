@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastseg.ops import region_contrast_autograd
 from fastseg.ops.dispatch import use_fused
+from fastseg.ops.integers import as_int
 from fastseg.ops.reference.region_contrast import region_contrast_reference
 from fastseg.ops.region_contrast_checks import (
     DENOMINATORS,
@@ -196,6 +197,7 @@ def _run(
         anchors, bank = anchors.to(dtype), bank.to(dtype)
     labels = (anchor_ids, bank_ids, anchor_groups, bank_groups)
     tensor = temperature if isinstance(temperature, Tensor) else None
+    self_offset = None if self_offset is None else as_int("self_offset", self_offset)
     fused = use_fused("region_contrast", impl, anchors.device)
     if fused and anchors.is_cuda and anchors.dtype == torch.float64:
         if impl == "fused":

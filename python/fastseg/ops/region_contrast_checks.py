@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastseg import _C
+from fastseg.ops.integers import as_int
 from fastseg.ops.masked_bce import dtype_names, is_number
 
 SIMILARITIES = {name: int(value) for name, value in _C.ContrastSimilarity.__members__.items()}
@@ -48,8 +49,10 @@ def check_types(
             raise TypeError(f"temperature must be a number or a tensor, got {type(number).__name__}")
         if not 0 < number < math.inf:
             raise ValueError(f"temperature must be finite and above 0, got {number}")
-    if self_offset is not None and (isinstance(self_offset, bool) or not isinstance(self_offset, int)):
-        raise TypeError(f"self_offset must be an int or None, got {type(self_offset).__name__}")
+    if self_offset is not None:
+        offset = as_int("self_offset", self_offset, "an int or None")
+        if not -(2**63) <= offset < 2**63:
+            raise ValueError(f"self_offset must fit in 64 bits with sign, got {self_offset}")
     for option, chosen, names in (
         ("similarity", similarity, SIMILARITIES),
         ("denominator", denominator, DENOMINATORS),

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """region_pool and region_stats: what the features of every region of a label volume amount to."""
 
-import numbers
 from typing import NamedTuple
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from fastseg import _C
 from fastseg.ops.dispatch import use_fused
 from fastseg.ops.doors import open_doors
+from fastseg.ops.integers import as_int
 from fastseg.ops.masked_bce import dtype_names
 from fastseg.ops.reference.region_pool import region_counts_reference, region_pool_reference
 
@@ -80,7 +80,7 @@ def region_pool(
         Region pooling as in region contrast pretraining; variance after Chan, Golub, LeVeque, The American
         Statistician 37 (1983) 242-247.
     """
-    _check_types(features, regions, num_regions)
+    num_regions = _check_types(features, regions, num_regions)
     if reduce not in _REDUCE:
         raise ValueError(f"reduce must be one of {', '.join(_REDUCE)}, got {reduce!r}")
     if not use_fused("region_pool", impl, features.device):
@@ -99,7 +99,7 @@ def region_stats(features: Tensor, regions: Tensor, num_regions: int, *, impl: s
         RegionStats(count, mean, variance, minimum, maximum), as `region_pool` gives each; all but the count
         are differentiable, once. Gradients of all of them are taken back in one pass too.
     """
-    _check_types(features, regions, num_regions)
+    num_regions = _check_types(features, regions, num_regions)
     if not use_fused("region_pool", impl, features.device):
         _check(features, regions, num_regions)
         pooled = (
@@ -124,15 +124,14 @@ def check_features(name: str, features: Tensor) -> None:
         raise ValueError(f"{name} must be (B, C, *S) with 1 to 3 spatial axes, got {tuple(features.shape)}")
 
 
-def _check_types(features: Tensor, regions: Tensor, num_regions: int) -> None:
+def _check_types(features: Tensor, regions: Tensor, num_regions: int) -> int:
+    """num_regions as the kernels take it."""
     check_is_tensor("features", features)
     check_is_tensor("regions", regions)
-    if type(num_regions) is not int and (
-        isinstance(num_regions, bool) or not isinstance(num_regions, numbers.Integral | torch.SymInt)
-    ):
-        raise TypeError(f"num_regions must be an int, got {type(num_regions).__name__}")
+    num_regions = as_int("num_regions", num_regions)
     if not 1 <= num_regions < 2**31:
         raise ValueError(f"num_regions must be from 1 to 2**31 - 1, got {num_regions}")
+    return num_regions
 
 
 def _check(features: Tensor, regions: Tensor, *_: object) -> None:

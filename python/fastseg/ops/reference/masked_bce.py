@@ -44,8 +44,8 @@ def masked_bce_reference(
     for source in _sources(mask, logits):
         loss, w = _source_loss(source, logits, target, weight, pos_weight)
         sums.append(loss.sum())
-        weights.append(w.sum())
-        counts.append(source.sum().to(loss.dtype))
+        weights.append(w.sum().double())
+        counts.append(source.sum().double())
 
     if normalize == "voxels":
         divisors = [torch.full_like(counts[0], logits.numel())] * 2
@@ -56,6 +56,7 @@ def masked_bce_reference(
     else:
         divisors = [torch.ones_like(counts[0])] * 2
 
+    # Factors and what they multiply are float64 whatever the tensors are: a pseudo_weight of 1e39 is no inf.
     factors = (1.0, pseudo_weight)
     scales = [
         torch.where(divisor == 0, 0, factor / torch.where(divisor == 0, 1, divisor))
@@ -66,7 +67,9 @@ def masked_bce_reference(
     total = torch.stack(
         [torch.where(scale == 0, 0, scale * part) for scale, part in zip(scales, parts, strict=True)]
     ).sum()
-    return total, torch.stack([*sums, *weights, *counts, *scales]).detach().double()
+    return total.to(sums[0].dtype), torch.stack(
+        [*(part.double() for part in sums), *weights, *counts, *scales]
+    ).detach()
 
 
 def masked_bce_map_reference(
@@ -81,5 +84,6 @@ def masked_bce_map_reference(
     labelled, pseudo = _sources(mask, logits)
     loss, _ = _source_loss(labelled, logits, target, weight, pos_weight)
     if pseudo_weight:
-        loss = loss + pseudo_weight * _source_loss(pseudo, logits, target, weight, pos_weight)[0]
+        part = pseudo_weight * _source_loss(pseudo, logits, target, weight, pos_weight)[0].double()
+        loss = torch.where(pseudo, part.to(loss.dtype), loss)
     return loss.to(logits.dtype)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The definition of extract_patches. Differentiable in the volume."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ def extract_patches_reference(volume: Tensor, corners: Tensor, patch_size: list[
         along = torch.arange(patch, device=volume.device).view(-1, *[1] * (len(spatial) - axis - 1))
         begin = torch.where(inside, corners[..., axis], 0).view(batch, number, *[1] * len(spatial))
         position = position * length + begin + along
-    position = position.view(batch, 1, -1).expand(-1, channels, -1)
+    position = position.view(batch, 1, number * math.prod(patch_size)).expand(-1, channels, -1)
     patches = volume.flatten(2).gather(2, position).view(batch, channels, number, *patch_size)
     inside = inside.view(batch, 1, number, *[1] * len(spatial))
     return torch.where(inside, patches, torch.zeros((), dtype=volume.dtype)).movedim(1, 2).contiguous()
