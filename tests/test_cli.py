@@ -14,8 +14,10 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import tifffile
+import torch
 
 from fastseg.data.volumes import open_volume
+from fastseg.train.checkpoint import RunFolder
 from tests.project import command, fastseg, fastseg_on_small_disk, make_project
 from tests.train.processes import finish, start
 
@@ -277,6 +279,93 @@ def test_refusals(tmp_path: Path, case: str, command: str) -> None:
     assert {p.name for p in tmp_path.iterdir()} <= {"phantoms.h5", "run.yaml"}, (
         "something half written is left"
     )
+
+
+def test_check_names_what_it_had_no_time_to_read(tmp_path: Path) -> None:
+    config = make_project(tmp_path)
+    done = fastseg("check", config, "--seconds", 0, "--reading", 0)
+    assert done.returncode == 0, done.stderr
+    assert "phantoms.h5:/raw was not read from (z, y, x) = (0, 0, 0) on: --reading 0 was over" in done.stdout
+    assert "was not read" not in fastseg("check", config, "--seconds", 0).stdout
+
+
+def test_what_nobody_foresaw_is_a_line_and_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+    def broken(*_: object) -> None:
+        raise KeyError("lost\nkey")
+
+    monkeypatch.setattr("fastseg.commands.check.check_run", broken)
+    done = fastseg("check", config)
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"fastseg: this should not happen: KeyError: 'lost\\nkey'. The details are in fastseg-error-\S+\.log: please "
+        r"report them with the files that it takes\n",
+        done.stderr,
+    )
+    (log,) = tmp_path.glob("fastseg-error-*.log")
+    assert "Traceback" in log.read_text()
+    assert f"fastseg check {config}" in log.read_text()
+    assert "torch" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (OSError(28, "No space left on device", "x.h5"), 2, "fastseg: x.h5: No space left on device\n"),
+        (
+            FileNotFoundError(2, "No such file or directory", "gone/x.tif"),
+            2,
+            "fastseg: gone/x.tif: No such file",
+        ),
+        (MemoryError("Unable to allocate 3 TiB"), 2, "fastseg: out of memory: Unable to allocate 3 TiB\n"),
+        (BrokenPipeError(32, "Broken pipe"), 1, ""),
+    ],
+)
+def test_what_the_machine_refuses_is_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, message: str
+) -> None:
+    def broken(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("fastseg.commands.check.check_run", broken)
+    done = fastseg("check", make_project(tmp_path))
+    assert done.returncode == code
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == bool(message)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ([1, 2], "is no checkpoint: it holds a list"),
+        ({"state_dict": {}}, "is no checkpoint of fastseg: step must be there as int"),
+        ({"step": 30, "network": {}}, "is no checkpoint of fastseg: config must be there as dict"),
+        ({"step": 30, "network": {}, "channels": 1}, "config must be there as dict"),
+    ],
+)
+def test_a_readable_file_that_is_no_checkpoint_of_ours(tmp_path: Path, state: object, message: str) -> None:
+    path = tmp_path / "run" / "checkpoints" / "step_00000030.pt"
+    path.parent.mkdir(parents=True)
+    torch.save(state, path)
+    for name in ("predict", "report"):
+        done = fastseg(name, tmp_path / "run")
+        assert (done.returncode, done.stderr.count("\n")) in ((2, 1), (0, 0)), done.stderr
+        assert name == "report" or message in done.stderr
+
+
+def test_a_checkpoint_of_another_network_is_named(trained: Path, tmp_path: Path) -> None:
+    found = RunFolder(trained / "run").checkpoints()[-1][1]
+    state = torch.load(found, weights_only=True)
+    state["network"] = {f"other.{name}": value for name, value in state["network"].items()}
+    path = tmp_path / "run" / "checkpoints" / "step_00000030.pt"
+    path.parent.mkdir(parents=True)
+    torch.save(state, path)
+    raw = f"{trained}/phantoms.h5:/raw"
+    done = fastseg("predict", tmp_path / "run", "--raw", raw, "--output", tmp_path / "x.h5")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "the checkpoint is of another network than its configuration" in done.stderr
 
 
 def test_full_disk_at_prediction_leaves_no_file_and_can_go_on(trained: Path) -> None:

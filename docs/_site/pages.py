@@ -113,9 +113,12 @@ def command_line() -> str:
     """Every command with its arguments, as --help prints them."""
     lines = ["# Command line", ""]
     lines += [
-        "`fastseg COMMAND --help` says the same. Exit codes: 0 done; 2 a mistake, which the message names; 75"
+        "`fastseg COMMAND --help` says the same. Exit codes: 0 done; 1 a bug of fastseg; 2 a mistake, which"
     ]
-    lines += ["stopped by a signal after a checkpoint; 130 Ctrl-C.", ""]
+    lines += [
+        "the message names; 75 stopped by a signal after a checkpoint; 130 Ctrl-C; see [reliability](reliability.md).",
+        "",
+    ]
     for name, command in typer.main.get_command(app).commands.items():
         lines += [f"## fastseg {name}", "", " ".join(command.help.split()), ""]
         if command.params:

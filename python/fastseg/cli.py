@@ -2,8 +2,8 @@
 """The command line: fastseg init | check | train | report | predict | segment | evaluate | annotate-plan |
 annotate-import | bench | info | demo.
 
-What a user can mend is printed in one line and ends with exit code 2; anything else is our bug and shows its
-trace. Commands import what they need themselves, so that --help stays fast.
+What a user can mend is printed in one line and ends with exit code 2; anything else is our bug: it is one line, too,
+with exit code 1, and its trace is in a file. Commands import what they need themselves, so that --help stays fast.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from fastseg.errors import EXIT_INTERRUPTED, InputError, Interrupted
+from fastseg.errors import EXIT_INTERRUPTED, InputError, Interrupted, log_unexpected
 
 app = typer.Typer(
     add_completion=False,
@@ -65,11 +65,14 @@ def check(
     seconds: Annotated[
         float, typer.Option(min=0, help="How long to time loading and learning, each; 0: not at all.")
     ] = 3.0,
+    reading: Annotated[
+        float, typer.Option(min=0, help="How long to read volumes in all, in seconds; what is left is named.")
+    ] = 600.0,
 ) -> None:
     """Read the configuration and all data it names; say what a run would use, how fast it is, what slows it."""
     from fastseg.commands.check import check_run
 
-    for line in check_run(_load(config, overrides), seconds):
+    for line in check_run(_load(config, overrides), seconds, reading):
         print(line)
 
 
@@ -337,7 +340,20 @@ def _run() -> int:
     except KeyboardInterrupt:
         print("fastseg: interrupted; checkpoints written so far are whole", file=sys.stderr)
         return 130
+    except Exception as error:
+        said, code = _explain(error)
+        print(f"fastseg: {said}", file=sys.stderr)
+        return code
     return 0
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """What to say of an error that no command foresaw, and the exit code."""
+    if isinstance(error, OSError) and error.filename is not None:  # a full disk, a volume that is gone
+        return f"{os.fsdecode(error.filename)}: {error.strerror}", 2
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return f"out of memory: {' '.join(str(error).split())[:300] or 'no size stated'}", 2
+    return log_unexpected(error), 1
 
 
 if __name__ == "__main__":

@@ -119,7 +119,13 @@ def test_an_error_in_one_process_ends_both(tmp_path: Path, how: str, message: st
     assert first.stderr.count("\n") == 1, first.stderr
     if how == "bug":
         assert second.returncode == 1
-        assert "Traceback" in second.stderr
+        assert second.stderr.startswith(
+            "fastseg: this should not happen: KeyError: 'lost key'. The details are in "
+        )
+        assert second.stderr.count("\n") == 1
+        log = Path(second.stderr.split("The details are in ")[1].split(": please")[0])
+        assert "Traceback" in log.read_text()
+        log.unlink()
     if how == "input":
         assert (second.returncode, second.stderr) == (2, f"fastseg: {message}\n")
 

@@ -126,7 +126,7 @@ def _slices_by_hand(at: str, plan: Plan) -> list[int]:
 def _uncertainty(path: str, volume: Volume, axis: int, window: int) -> SliceUncertainty:
     """Of the network of a run, opened and run as fastseg predict does."""
     run = RunFolder(path)
-    config = parse_config(run.load()["config"], path)
+    config = parse_config(run.load_config(), path)
     if config.data.voxel_size is not None:
         raise InputError(
             f"--run {path}: its network sees volumes at data.voxel_size, which annotate-plan does not resample to: "

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import resource
+import time
 from typing import Any
 
 import torch
@@ -31,11 +32,13 @@ from fastseg.train.ranks import Ranks, join
 _MOST_DECODED = 12
 
 
-def check_run(config: Config, seconds: float) -> list[str]:
+def check_run(config: Config, seconds: float, reading_seconds: float = 600.0) -> list[str]:
     """What a run of this configuration would use, a line each. InputError for what would stop it.
 
-    seconds: for how long to time loading, learning and both; 0 leaves it.
+    seconds: for how long to time loading, learning and both; 0 leaves it. reading_seconds: for how long to read volumes
+    in all.
     """
+    reading = _Reading(reading_seconds)
     with (
         join(config.train.device) as ranks,
         explaining_out_of_memory(ranks, {"train.batch": config.train.batch}),
@@ -43,7 +46,7 @@ def check_run(config: Config, seconds: float) -> list[str]:
         config, volumes, task = prepare(config, ranks)
         lines = ["training"]
         for volume, index in zip(volumes, task.indexes, strict=True):
-            _read_all(volume)
+            reading.all_of(volume)
             lines += [f"  {describe(volume, index)}", f"    {_storage(volume.raw)}"]
             if volume.labels is not None:
                 lines.append(f"    labels {volume.labels.name}, ids: {index.ids or 'none'}")
@@ -51,25 +54,26 @@ def check_run(config: Config, seconds: float) -> list[str]:
         if held_out:
             lines.append(f"validation, every {config.train.validate_every} steps")
         for volume in held_out:
-            _read_all(volume)
+            reading.all_of(volume)
             lines.append(f"  {describe(volume, index_labels(volume, config.seed))}")
         tests = [open_annotated(entry, config.data) for entry in config.data.test]
         lines.append("test" if tests else "test: none")
         for volume in tests:
-            _read_all(volume)
+            reading.all_of(volume)
             labels = f"labels {volume.labels.name}" if volume.labels else "no labels"
             lines.append(f"  {volume.raw.name}: {volume.shape} {volume.raw.dtype}, {labels}")
             lines.append(f"    {_storage(volume.raw)}")
         if tests:
             largest = max(_prediction_bytes(config, volume.raw) for volume in tests)
             lines.append(f"prediction: {_mib(largest)} beside what the network itself takes")
-        lines += _targets(config, volumes)
+        lines += _targets(config, volumes, reading)
         if config.method == "sparse_2d3d":
             lines += _slices(slices_config(config, volumes), volumes)
         if config.method == "domain_adaptation":
             lines += _phases(config)
         lines += _training(config, volumes, task, ranks)
-        trouble = suspicious(config, volumes, task.indexes) + _trouble(config, volumes, task, ranks)
+        trouble = [*reading.left, *suspicious(config, volumes, task.indexes)]
+        trouble += _trouble(config, volumes, task, ranks)
         if seconds > 0:
             rates = measure_pipeline(task, config, ranks, seconds)
             lines += _measured(rates, ranks)
@@ -81,12 +85,12 @@ def check_run(config: Config, seconds: float) -> list[str]:
         return [*lines, *(f"trouble: {line}" for line in trouble)]
 
 
-def _targets(config: Config, volumes: list[AnnotatedVolume]) -> list[str]:
+def _targets(config: Config, volumes: list[AnnotatedVolume], reading: _Reading) -> list[str]:
     """The volumes of the domain to segment."""
     targets = open_target(config, volumes[0].raw)
     lines = ["target, of which labels decide nothing"] if targets else []
     for volume in targets:
-        _read_all(volume)
+        reading.all_of(volume)
         lines += [f"  {volume.raw.name}: {volume.shape} {volume.raw.dtype}", f"    {_storage(volume.raw)}"]
     return lines
 
@@ -193,12 +197,24 @@ def _prediction_bytes(config: Config, volume: Volume) -> int:
     return 4 * classes * min(grid.depth, volume.shape[0]) * math.prod(grid.tile) + raw
 
 
-def _read_all(volume: AnnotatedVolume) -> None:
-    # Integer data cannot hold NaN, but a truncated file shows only where it is read.
-    for start, stop in volume.raw.blocks():
-        volume.read_raw(start, stop)
-        if volume.labels is not None:
-            volume.read_target(start, stop)
+class _Reading:
+    """Reads volumes block by block, for a limited time in all: integer data cannot hold NaN, but a truncated file shows
+    only where it is read."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.end = seconds, time.monotonic() + seconds
+        self.left: list[str] = []
+
+    def all_of(self, volume: AnnotatedVolume) -> None:
+        for start, stop in volume.raw.blocks():
+            if time.monotonic() > self.end:
+                self.left.append(
+                    f"{volume.raw.name} was not read from (z, y, x) = {start} on: --reading {self.seconds:g} was over"
+                )
+                return
+            volume.read_raw(start, stop)
+            if volume.labels is not None:
+                volume.read_target(start, stop)
 
 
 def _storage(volume: Volume) -> str:

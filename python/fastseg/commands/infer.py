@@ -57,7 +57,7 @@ def predict_run(
     is replaced only with ``overwrite``.
     """
     run = RunFolder(path)
-    config = parse_config(apply_overrides(run.load()["config"], overrides), path)
+    config = parse_config(apply_overrides(run.load_config(), overrides), path)
     state = run.load_for_prediction(config.predict.checkpoint)
     if (raw is None) != (output is None):
         raise InputError("--raw and --output go together: a volume to segment and the file to write")

@@ -45,7 +45,11 @@ def trained_network(
         if volume.channels != state["channels"]:
             raise InputError(f"{volume.name} must have {state['channels']} channels, got {volume.channels}")
     network = build_network(config, state["channels"]).to(device)
-    network.load_state_dict(state["network"])
+    try:
+        network.load_state_dict(state["network"])
+    except RuntimeError as error:
+        said = " ".join(str(error).split())[:300]
+        raise InputError(f"the checkpoint is of another network than its configuration: {said}") from error
     return network.eval()
 
 

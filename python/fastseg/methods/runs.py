@@ -44,7 +44,7 @@ def require_fresh_or_same(config: Config, run: RunFolder, resume: bool) -> None:
             f"{run.path} already holds a run at step {found[-1][0]}: add --resume to go on with it, "
             "or give another output"
         )
-    now, before = _flatten(config.model_dump(mode="json")), _flatten(run.load()["config"])
+    now, before = _flatten(config.model_dump(mode="json")), _flatten(run.load_config())
     # Nor do the sections of other methods decide anything; their defaults may be those of another release.
     free = (*_FREE_TO_CHANGE, *(f"{name}." for name in METHOD_SECTIONS if name != config.method))
     changed = sorted(

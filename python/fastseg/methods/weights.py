@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from fastseg.errors import InputError
 from fastseg.train.checkpoint import RunFolder, load_checkpoint
@@ -47,13 +47,16 @@ def load_weights(network: nn.Module, path: str) -> Loaded:
     elif os.path.exists(path):
         state = load_checkpoint(path)
         state = state.get("network", state)
+        if not isinstance(state, dict):
+            raise InputError(f"network.weights {path} holds no tensors by name, but a {type(state).__name__}")
     else:
         raise InputError(f"network.weights {path} is no run and no checkpoint: nothing is there")
+    state = {str(name): value for name, value in state.items()}
     inner = {name.removeprefix(BACKBONE): value for name, value in state.items() if name.startswith(BACKBONE)}
     left = [name for name in state if inner and not name.startswith(BACKBONE)]
     state = inner or state
     own = network.state_dict()
-    shared = [name for name in own if name in state]
+    shared = [name for name in own if isinstance(state.get(name), Tensor)]
     if not shared:
         raise InputError(
             f"network.weights {path} holds no tensor of this network, such as {next(iter(own))}; it has "
@@ -69,7 +72,7 @@ def load_weights(network: nn.Module, path: str) -> Loaded:
     return Loaded(
         path,
         shared,
-        [name for name in own if name not in state],
+        [name for name in own if name not in shared],
         left + [name for name in state if name not in own],
     )
 

@@ -155,7 +155,7 @@ def _yaml(path: str, notes: list[str]) -> dict[str, Any]:
             values = yaml.safe_load(file)
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except Exception as error:  # as in config_file.py
         notes.append(f"{path} is no readable YAML: {' '.join(str(error).split())}")
         return {}
     return values if isinstance(values, dict) else {}

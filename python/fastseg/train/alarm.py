@@ -9,13 +9,12 @@ import re
 import sys
 import threading
 import time
-import traceback
 from datetime import timedelta
 from typing import NamedTuple, NoReturn
 
 import torch.distributed as dist
 
-from fastseg.errors import InputError
+from fastseg.errors import InputError, log_unexpected
 
 _ERROR, _SAID, _HEARD = "fastseg/error", "fastseg/said", "fastseg/heard"
 _STORE_GONE = (RuntimeError, OSError)
@@ -76,7 +75,7 @@ class Alarm:
         if ours:
             print(f"fastseg: {news.message}", file=sys.stderr, flush=True)
         else:
-            traceback.print_exception(error)
+            print(f"fastseg: {log_unexpected(error)}", file=sys.stderr, flush=True)
         with contextlib.suppress(*_STORE_GONE):
             self.store.set(_SAID, "")
             self._wait_for_the_others()

@@ -50,7 +50,11 @@ class RunFolder:
         found = self.checkpoints()
         if not found:
             raise InputError(f"{self.path} holds no checkpoint: run fastseg train first")
-        return load_checkpoint(found[-1][1], map_location)
+        return _require(load_checkpoint(found[-1][1], map_location), found[-1][1], step=int, network=dict)
+
+    def load_config(self) -> dict[str, Any]:
+        """The configuration that the newest checkpoint was trained by."""
+        return _require(self.load(), self.path, config=dict, channels=int)["config"]
 
     @property
     def best(self) -> str:
@@ -65,20 +69,33 @@ class RunFolder:
     def load_for_prediction(self, which: Literal["best", "newest"]) -> dict[str, Any]:
         """The best weights, or the newest where nothing was validated; with the average in place of the weights,
         under "network", where one was kept."""
-        state = load_checkpoint(self.best) if which == "best" and os.path.exists(self.best) else self.load()
-        if state["average"] is not None:
+        if which == "best" and os.path.exists(self.best):
+            state = _require(load_checkpoint(self.best), self.best, step=int, network=dict)
+        else:
+            state = self.load()
+        if state.get("average") is not None:
             state["network"].update(state["average"]["average"])
         return state
 
 
 def load_checkpoint(path: str, map_location: Any = "cpu") -> dict[str, Any]:
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        state = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # torch.load raises half a dozen types for a damaged file
         raise InputError(
             f"{path} is no readable checkpoint (without it, the one before is used): "
             f"{' '.join(str(error).split())[:200]}"
         ) from error
+    if not isinstance(state, dict):
+        raise InputError(f"{path} is no checkpoint: it holds a {type(state).__name__}")
+    return state
+
+
+def _require(state: dict[str, Any], path: str, **expected: type) -> dict[str, Any]:
+    for key, kind in expected.items():
+        if not isinstance(state.get(key), kind):
+            raise InputError(f"{path} is no checkpoint of fastseg: {key} must be there as {kind.__name__}")
+    return state
 
 
 def write_atomically(path: str, content: bytes | memoryview) -> None:

@@ -178,7 +178,7 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _method_has_its_defaults(cls, values: Any) -> Any:
-        defaults = METHOD_DEFAULTS.get(values.get("method")) if isinstance(values, dict) else None
+        defaults = METHOD_DEFAULTS.get(str(values.get("method"))) if isinstance(values, dict) else None
         return _under(values, defaults) if defaults else values
 
     @model_validator(mode="after")

@@ -25,7 +25,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
             values = yaml.safe_load(file)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except Exception as error:  # dates, numbers and the like fail in their own ways
         raise InputError(f"{path} is no readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold keys and values, got {type(values).__name__}")
@@ -63,7 +63,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         raise InputError(f"override {override!r} must look like key.name=value, as in train.steps=100")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except Exception as error:
         raise InputError(f"override {override!r}: {text!r} is no YAML value") from error
     *parents, last = key.split(".")
     here: Any = values
