@@ -83,7 +83,7 @@ $(VENV)/.depends: pyproject.toml | $(VENV)/.created
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.depends $(SOURCES)
-	$(PIP) install --no-build-isolation -e '.[train,test,lint,examples]'
+	$(PIP) install --no-compile --no-build-isolation -e '.[train,test,lint,examples]'
 	@touch $@
 
 $(VENV)/.documents: $(VENV)/.built

@@ -16,7 +16,7 @@ from unittest.mock import patch
 import h5py
 import torch
 
-from fastseg.cli import main
+from fastseg import cli
 from fastseg.data.phantoms import make_phantom
 
 CONFIG = """\
@@ -62,8 +62,13 @@ class Finished:
     stderr: str
 
 
+def _raise(error: Exception) -> None:
+    raise error
+
+
 def fastseg(*arguments: object) -> Finished:
-    """Run a command in this process, on one thread like the ones in processes of their own."""
+    """Run a command in this process, on one thread like the ones in processes of their own. What the command did not
+    foresee is raised."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -71,9 +76,10 @@ def fastseg(*arguments: object) -> Finished:
         redirect_stdout(out),
         redirect_stderr(err),
         patch.object(sys, "argv", ["fastseg", *map(str, arguments)]),
+        patch.object(cli, "log_unexpected", _raise),
     ):
         try:
-            main()
+            cli.main()
         except SystemExit as stop:
             code = int(stop.code or 0)
         finally:

@@ -16,6 +16,7 @@ import pytest
 import tifffile
 import torch
 
+from fastseg.cli import main
 from fastseg.data.volumes import open_volume
 from fastseg.train.checkpoint import RunFolder
 from tests.project import command, fastseg, fastseg_on_small_disk, make_project
@@ -289,7 +290,9 @@ def test_check_names_what_it_had_no_time_to_read(tmp_path: Path) -> None:
     assert "was not read" not in fastseg("check", config, "--seconds", 0).stdout
 
 
-def test_what_nobody_foresaw_is_a_line_and_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_nobody_foresaw_is_a_line_and_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     config = make_project(tmp_path)
     monkeypatch.chdir(tmp_path)
 
@@ -297,12 +300,13 @@ def test_what_nobody_foresaw_is_a_line_and_a_file(tmp_path: Path, monkeypatch: p
         raise KeyError("lost\nkey")
 
     monkeypatch.setattr("fastseg.commands.check.check_run", broken)
-    done = fastseg("check", config)
-    assert done.returncode == 1
+    monkeypatch.setattr("sys.argv", ["fastseg", "check", str(config)])
+    with pytest.raises(SystemExit, match="1"):
+        main()
     assert re.fullmatch(
         r"fastseg: this should not happen: KeyError: 'lost\\nkey'. The details are in fastseg-error-\S+\.log: please "
         r"report them with the files that it takes\n",
-        done.stderr,
+        capsys.readouterr().err,
     )
     (log,) = tmp_path.glob("fastseg-error-*.log")
     assert "Traceback" in log.read_text()

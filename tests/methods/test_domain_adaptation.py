@@ -138,7 +138,7 @@ def test_style_composes_the_generator_with_what_learns_the_source(
         run = RunFolder(Path(config.output) / "style")
         network = nn.ModuleDict({"generator": Negative(), "critic": nn.Conv2d(1, 1, 1)})
         network["generator"].one.data.fill_(0.75)
-        run.save(1, {"network": network.state_dict(), "average": None})
+        run.save(1, {"step": 1, "network": network.state_dict(), "average": None})
         return run
 
     monkeypatch.setattr(style_transfer, "train", generate)

@@ -20,10 +20,11 @@ def test_sections_of_other_methods_do_not_keep_a_run_from_going_on(tmp_path: Pat
     stored = config.model_dump(mode="json")
     stored["sparse_2d3d"]["steps"] = 17
     del stored["patch_contrast"]  # as of a release that did not have it
-    run.save(3, {"config": stored})
+    whole = {"step": 3, "network": {}, "channels": 1}
+    run.save(3, {**whole, "config": stored})
     require_fresh_or_same(config, run, resume=True)
     with pytest.raises(InputError, match="already holds a run at step 3: add --resume"):
         require_fresh_or_same(config, run, resume=False)
-    run.save(6, {"config": {**stored, "method": "sparse_2d3d", "seed": 1}})
+    run.save(6, {**whole, "config": {**stored, "method": "sparse_2d3d", "seed": 1}})
     with pytest.raises(InputError, match=r"was begun with method = 'sparse_2d3d', now it is 'supervised'"):
         require_fresh_or_same(config, run, resume=True)

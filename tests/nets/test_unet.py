@@ -51,7 +51,8 @@ def test_channels_last_gives_the_same() -> None:
     torch.testing.assert_close(plain, last, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.long  # a minute for each step on a CPU without bfloat16
+@pytest.mark.long
+@pytest.mark.timeout(1200)  # minutes for each step on a CPU without bfloat16
 def test_two_slices_train_under_bfloat16() -> None:
     """oneDNN's bfloat16 weight gradient over exactly two slices is not to be trusted."""
     torch.manual_seed(0)
