@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The command line: fastseg init | check | train | report | predict | segment | evaluate | annotate-plan |
+"""The command line: fastseg init | check | train | report | predict | segment | measure | evaluate | annotate-plan |
 annotate-import | bench | info | demo.
 
 What a user can mend is printed in one line and ends with exit code 2; anything else is our bug: it is one line, too,
@@ -181,6 +181,29 @@ def segment(
 
     for path in predict_run(run, raw=image, output=output or beside(image), overwrite=overwrite):
         print(f"wrote {path}")
+
+
+@app.command()
+def measure(
+    objects: Annotated[
+        str, typer.Argument(metavar="OBJECTS", help="A volume or image with a number for each object.")
+    ],
+    output: Annotated[str, typer.Option(metavar="CSV", help="The table to write.")],
+    raw: Annotated[Optional[str], typer.Option(help="The image, for intensities.")] = None,  # noqa: UP045
+    axes: Annotated[Optional[str], typer.Option(help="The axes of OBJECTS, as in zyx.")] = None,  # noqa: UP045
+    raw_axes: Annotated[Optional[str], typer.Option(help="The axes of --raw, as in czyx.")] = None,  # noqa: UP045
+    voxel_size: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="Z,Y,X", help="In micrometres, where OBJECTS does not state it."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a table that is there.")] = False,
+) -> None:
+    """Write a table of all objects for a spreadsheet: size, place, shape and intensity, a row each."""
+    from fastseg.commands.measure import measure_file
+
+    options = {"raw": raw, "axes": axes, "raw_axes": raw_axes, "voxel_size": voxel_size}
+    for line in measure_file(objects, output, overwrite=overwrite, **options):
+        print(line)
 
 
 @app.command()

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from fastseg.data.instances import InstanceSource
 from fastseg.data.volumes import Volume, open_volume
@@ -42,14 +43,31 @@ def test_objects_are_those_of_a_flood_fill(tmp_path: Path) -> None:
     for shape, smallest in (((6, 9, 8), 0), ((6, 9, 8), 4), ((1, 20, 20), 3)):
         labels = rng.choice([0, 0, 1, 300], shape).astype("u2")
         np.save(tmp_path / "labels.npy", labels)
-        found = Volume(InstanceSource(open_volume(tmp_path / "labels.npy"), smallest))
         expected = flood_fill(labels, smallest)
-        assert found.dtype == np.uint16
-        assert found.source.count == expected.max() > 1
-        pairs = np.unique(np.stack((found[:][0].ravel(), expected.ravel())), axis=1)
-        assert pairs.shape[1] == expected.max() + 1, "each number stands for one object"
-        assert pairs[:, 0].tolist() == [0, 0]
-    np.testing.assert_array_equal(found[:, 3:9, 2:][0], found[:][0, :, 3:9, 2:])
+        assert expected.max() > 1
+        for slices in (1, 4, 100):
+            options = {"smallest": smallest, "slab_voxels": slices * shape[1] * shape[2]}
+            found = Volume(InstanceSource(open_volume(tmp_path / "labels.npy"), **options))
+            assert found.dtype == np.uint16
+            assert found.source.count == expected.max()
+            np.testing.assert_array_equal(found[:][0], expected)
+            np.testing.assert_array_equal(found[:, 3:9, 2:][0], expected[:, 3:9, 2:])
+            np.testing.assert_array_equal(found[-1:][0], expected[-1:])
+
+
+def test_a_slab_is_all_that_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tube through all slabs and back is one object, and no box larger than a slab is read."""
+    labels = np.zeros((40, 30, 30), "u1")
+    labels[:, 5, 5], labels[:, 20, 20], labels[39, 5, 5:21], labels[39, 5:21, 20] = 1, 1, 1, 1
+    np.save(tmp_path / "labels.npy", labels)
+    volume = open_volume(tmp_path / "labels.npy")
+    read, boxes = volume.read, []
+    monkeypatch.setattr(volume, "read", lambda a, b, out=None: boxes.append(b[0] - a[0]) or read(a, b, out))
+    found = Volume(InstanceSource(volume, slab_voxels=3 * 900))
+    assert found.source.count == 1
+    np.testing.assert_array_equal(np.concatenate([found[z : z + 1][0] for z in range(40)]), labels)
+    assert max(boxes) == 3
+    assert len(boxes) == 2 * 14
 
 
 def test_nothing_is_no_object(tmp_path: Path) -> None:
