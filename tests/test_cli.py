@@ -235,11 +235,6 @@ REFUSALS: dict[str, tuple[Callable[[Path], list[str]], list[str], str]] = {
     "truncated HDF5": (_truncate, [], "phantoms.h5 cannot be opened as HDF5: "),
     "shapes differ": (_edit(_shorter_labels), [], "somata must have the shape of raw "),
     "nothing annotated": (_edit(_nothing_annotated), MASK, "no annotated voxel in "),
-    "patch too large": (
-        lambda f: [],
-        ["data.patch=[8, 128, 32]"],
-        "patch (8, 128, 32) (z, y, x) is larger than",
-    ),
     "unknown key": (lambda f: [], ["train.step=3"], "unknown key train.step; did you mean train.steps?"),
     "NaN": (_edit(_nan), [], "phantoms.h5:/raw holds nan at (z, y, x) = (3, 4, 5)"),
     "mask code": (_edit(_code_3), MASK, "got 3 at (z, y, x) = (0, 0, 0)"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import h5py
 import pytest
 
 from tests.project import fastseg, make_project
@@ -36,3 +37,24 @@ def test_check_names_chunks_that_are_large_beside_the_patch(tmp_path: Path) -> N
         f"{tmp_path}/", ""
     )
     assert "trouble" not in fastseg("check", *options).stdout
+
+
+def test_check_says_what_is_mirrored_and_what_is_one_slice_off(tmp_path: Path) -> None:
+    config = make_project(tmp_path)
+    with h5py.File(tmp_path / "phantoms.h5", "r+") as file:
+        labels = file["somata"][:]
+        labels[[2, 4, 6, 8, 12, 14]] = 0  # what is left was counted from 1
+        file["late"] = labels
+    slices = "data.train.0.annotated={slices: [2, 4, 6, 8, 12]}"
+    options = (
+        "--seconds",
+        0,
+        config,
+        "data.patch=[8, 128, 32]",
+        "data.train.0.labels=phantoms.h5:/late",
+        slices,
+    )
+    done = fastseg("check", *options)
+    assert done.returncode == 0, done.stderr
+    assert "phantoms.h5:/raw, (16, 64, 64) (z, y, x), is smaller than the patch, (8, 128, 32)" in done.stdout
+    assert "phantoms.h5:/raw: the annotated slices hold no label, and those at z -1 do" in done.stdout

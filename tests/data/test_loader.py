@@ -68,6 +68,30 @@ def test_beyond_a_volume_raw_is_mirrored_and_codes_are_0(tmp_path: Path) -> None
     assert np.array_equal(batch.codes[0], np.pad(codes, pad))
 
 
+@pytest.mark.parametrize("per_block", [1, 3])
+def test_a_volume_smaller_than_a_patch_is_mirrored_up_to_it(scene: AnnotatedVolume, per_block: int) -> None:
+    patch = (4, 32, 70)  # of 12, 20, 24
+    sampler = PatchSampler(
+        [scene], [index_labels(scene, 0)], patch, Sampling(), 0, patches_per_block=per_block
+    )
+    options = {"margin": (0, 0, 2)}
+    streamed = make_loader(scene, sampler, **options)
+    resident = ResidentLoader([scene], [Intensity((1.0,), (2.0,))], sampler, torch.device("cpu"), **options)
+    pad = [(0, 0), (0, 0), (0, 12), (2, 48)]
+    raw = np.pad(scene.raw[:], pad, mode="reflect")
+    target, codes = (np.pad(array, pad) for array in scene.read_target((0, 0, 0), SHAPE))
+    starts = set()
+    for step in range(12):
+        _, (z, y, x) = sampler.draw(step, 0)
+        assert (y, x) == (0, 0)
+        starts.add(z)
+        batch = streamed.load(step)
+        for found, expected in ((batch.raw, raw), (batch.target, target), (batch.codes, codes)):
+            assert np.array_equal(found[0], expected[:, z : z + 4])
+        assert same(batch, resident.load(step))
+    assert len(starts) > 3
+
+
 @given(before=st.integers(0, 30), inside=st.integers(1, 12), after=st.integers(0, 30))
 def test_mirrored_is_numpys_reflection(before: int, inside: int, after: int) -> None:
     expected = np.pad(np.arange(inside), (before, after), mode="reflect")

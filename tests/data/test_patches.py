@@ -186,10 +186,6 @@ def test_weights_are_shares_of_the_patches(tmp_path: Path) -> None:
 
 
 def test_unusable_samplers(scene: AnnotatedVolume, tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"patch \(4, 32, 8\) \(z, y, x\) is larger than the volume .*raw\.npy"
-    ):
-        PatchSampler([scene], [index_labels(scene, 0)], (4, 32, 8), Sampling(), 0)
     nothing = AnnotatedVolume(scene.raw, scene.labels, stored(tmp_path, "mask", np.zeros(SHAPE, "u1")))
     with pytest.raises(InputError, match=r"no annotated voxel in .*raw\.npy"):
         PatchSampler([nothing], [index_labels(nothing, 0)], (4, 8, 8), Sampling(), 0)

@@ -25,6 +25,11 @@ def test_sections_of_other_methods_do_not_keep_a_run_from_going_on(tmp_path: Pat
     require_fresh_or_same(config, run, resume=True)
     with pytest.raises(InputError, match="already holds a run at step 3: add --resume"):
         require_fresh_or_same(config, run, resume=False)
+    longer = config.model_copy(update={"train": config.train.model_copy(update={"steps": 99})})
+    with pytest.raises(
+        InputError, match=r"train\.steps = 30, now it is 99: .* output=OTHER network\.weights=.*/run "
+    ):
+        require_fresh_or_same(longer, run, resume=True)
     run.save(6, {**whole, "config": {**stored, "method": "sparse_2d3d", "seed": 1}})
     with pytest.raises(InputError, match=r"was begun with method = 'sparse_2d3d', now it is 'supervised'"):
         require_fresh_or_same(config, run, resume=True)

@@ -90,6 +90,13 @@ def test_a_run_is_neither_overwritten_nor_changed_on_the_way(config: Path) -> No
     again = fastseg("train", config)
     assert again.returncode == 2
     assert "already holds a run at step 10: add --resume" in again.stderr
+    done = fastseg("train", config, "--resume", "train.steps=10")
+    run = f"{config.parent}/run"
+    said = f"{run} has done all of its 10 steps; to train longer, begin another run with its weights: output=OTHER"
+    assert done.stdout.startswith(f"{said} network.weights={run} train.steps=STEPS")
+    more = fastseg("train", config, f"output={run}_more", f"network.weights={run}", "train.steps=3")
+    assert (more.returncode, len(losses(Path(f"{run}_more")))) == (0, 3), more.stderr
+    assert "to train longer" not in more.stdout
     other = fastseg("train", config, "--resume", "train.steps=10", "train.learning_rate=0.5")
     assert other.returncode == 2
     assert "was begun with train.learning_rate = 0.001, now it is 0.5" in other.stderr

@@ -8,6 +8,7 @@ import os
 import sys
 
 from fastseg.methods.registry import train
+from fastseg.methods.runs import longer
 from fastseg.report.page import render_page
 from fastseg.report.records import Record, read_record
 from fastseg.report.samples import Sample, draw_samples
@@ -24,6 +25,9 @@ def train_and_report(config: Config, *, resume: bool = False, quiet: bool = Fals
     report is said in a line, and the training counts all the same."""
     first = os.environ.get("RANK", "0") == "0"
     before = _sessions(config.output)
+    done = RunFolder(config.output).checkpoints()
+    if first and not quiet and resume and done and done[-1][0] >= config.train.steps:
+        print(f"{config.output} has done all of its {config.train.steps} steps; {longer(config)}")
     try:
         run = train(config, resume=resume, quiet=quiet)
     except (Exception, KeyboardInterrupt):

@@ -49,7 +49,8 @@ class PatchSampler:
     out such that every shuffle_steps steps take each of them once, in a new random order: no batch holds two
     patches of one group.
 
-    Volumes without labels have patches anywhere.
+    Volumes without labels have patches anywhere. Along an axis that is shorter than the patch, patches begin at 0 and
+    reach beyond its end.
 
     batch: of all processes together. weights: the chance of each volume; None: by its number of voxels,
     labelled voxels or foreground voxels, whichever the way of drawing is about.
@@ -68,11 +69,6 @@ class PatchSampler:
         shuffle_steps: int = 8,
         weights: Sequence[float] | None = None,
     ) -> None:
-        for volume in volumes:
-            if any(p > n for p, n in zip(patch, volume.shape, strict=True)):
-                raise InputError(
-                    f"patch {patch} (z, y, x) is larger than the volume {volume.raw.name}, {volume.shape}"
-                )
         if any(volume.labels is not None for volume in volumes) and not any(
             index.labelled_voxels + index.pseudo_voxels for index in indexes
         ):
@@ -80,7 +76,7 @@ class PatchSampler:
             raise InputError(f"no annotated voxel in {names}: check labels, mask, annotated and region")
         self.patch, self.seed, self.batch = patch, seed, batch
         self.patches_per_block, self.shuffle_steps = patches_per_block, shuffle_steps
-        self.limits = [np.subtract(volume.shape, patch) for volume in volumes]
+        self.limits = [np.maximum(np.subtract(volume.shape, patch), 0) for volume in volumes]
         self.origins = [np.asarray(volume.raw.origin) for volume in volumes]
         self.cells = [np.asarray(_cell(volume.raw.chunks or patch, patch)) for volume in volumes]
         counts = [

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from torch import nn
@@ -57,7 +58,18 @@ def require_fresh_or_same(config: Config, run: RunFolder, resume: bool) -> None:
         raise InputError(
             f"{run.path} was begun with {key} = {before.get(key)!r}, now it is {now.get(key)!r}: a run goes on "
             "with the configuration it was begun with"
+            + (f"; {longer(config)}" if key == "train.steps" else "")
         )
+
+
+def longer(config: Config) -> str:
+    """How a run whose steps are done can be trained for more, its learning rate having fallen to 0."""
+    if config.method == "patch_contrast":  # which takes no weights
+        return "to train longer, begin another run: output=OTHER train.steps=STEPS"
+    return (
+        "to train longer, begin another run with its weights: output=OTHER "
+        f"network.weights={shlex.quote(config.output)} train.steps=STEPS"
+    )
 
 
 def fit_run(

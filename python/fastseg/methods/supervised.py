@@ -20,6 +20,7 @@ from fastseg.data.intensity import measure_intensity
 from fastseg.data.label_facts import label_warnings
 from fastseg.data.loader import PatchLoader
 from fastseg.data.resident import ResidentLoader, choose_loader
+from fastseg.data.slice_numbers import doubtful_slices
 from fastseg.data.volumes import Box
 from fastseg.methods.inference import predictor, tiling_of
 from fastseg.methods.networks import build_network
@@ -187,9 +188,17 @@ def train_task(
 def suspicious(
     config: Config, volumes: Sequence[AnnotatedVolume], indexes: Sequence[LabelIndex]
 ) -> list[str]:
-    """What is probably wrong with the labels of training volumes, a line each."""
+    """What is probably not meant in training volumes and their labels, a line each."""
+    lines = [line for volume in volumes for line in doubtful_slices(volume)]
+    small = [v for v in volumes if any(n < p for n, p in zip(v.shape, config.patch, strict=True))]
+    if small:
+        more = f" and {len(small) - 1} more" if len(small) > 1 else ""
+        lines.append(
+            f"{small[0].raw.name}, {small[0].shape} (z, y, x),{more} is smaller than the patch, {config.patch}: "
+            "mirrored up to its size, and no label learnt beyond the end; a smaller data.patch would waste less"
+        )
     labelled = [(v.labels, i.ids) for v, i in zip(volumes, indexes, strict=True) if v.labels is not None]
-    return label_warnings([v for v, _ in labelled], [ids for _, ids in labelled], config.data.classes)
+    return lines + label_warnings([v for v, _ in labelled], [ids for _, ids in labelled], config.data.classes)
 
 
 def describe(volume: AnnotatedVolume, index: LabelIndex) -> str:
