@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The extension module fastseg._C. Importing it registers the ops with torch; it holds their eager door and
-// the enums of their contracts, and says how it was built.
+// The extension module fastseg._C. Importing it registers the ops with torch; it holds their eager door,
+// the enums of their contracts and the loops of the data path, and says how it was built.
 #include <dlfcn.h>
 
 #include <exception>
@@ -8,6 +8,7 @@
 #include <set>
 #include <thread>
 
+#include "arrays.h"
 #include "checks.h"
 #include "eager.h"
 #include "stable.h"
@@ -75,6 +76,7 @@ PYBIND11_MODULE(_C, module) {
       py::set_error(PyExc_TypeError, error.what());
     }
   });
+  fastseg::define_arrays(module);
   fastseg::define_enums(module);
   fastseg::define_eager_ops(module);
 }

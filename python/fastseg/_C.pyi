@@ -2,6 +2,9 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 class Unreadable(TypeError): ...
 
 class _Enum:
@@ -36,3 +39,28 @@ patch_entropy_crops_backward: Callable[..., Any]
 patch_entropy_sample: Callable[..., Any]
 region_contrast: Callable[..., Any]
 region_contrast_backward: Callable[..., Any]
+
+# The loops of the data path: csrc/arrays.cpp. Masks are of a byte per voxel, marked where it is not 0. Arrays are
+# contiguous, unless said otherwise.
+_Mask = NDArray[np.uint8]
+
+def count_confusion(
+    prediction: _Mask, target: _Mask, valid: _Mask | None
+) -> tuple[int, int, int, int]: ...  # voxels that are valid; of these in target, prediction, both
+def count_marked(codes: _Mask, target: _Mask | None) -> int: ...
+def find_marked(codes: _Mask, target: _Mask | None, ranks: NDArray[np.int64]) -> NDArray[np.int64]: ...
+
+# uint8 or uint16.
+def count_levels(values: NDArray[Any], counts: NDArray[np.int64]) -> None: ...
+def map_levels(values: NDArray[Any], table: NDArray[Any], out: NDArray[Any]) -> None: ...
+
+# (channels, z, y, x) of any strides but along x.
+def blend_tile(
+    mean: NDArray[np.float32],
+    values: NDArray[np.float32],
+    before_z: NDArray[np.float32],
+    before_y: NDArray[np.float32],
+    total_y: NDArray[np.float32],
+    before_x: NDArray[np.float32],
+    total_x: NDArray[np.float32],
+) -> None: ...

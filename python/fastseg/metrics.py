@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from fastseg.data.annotations import AnnotatedVolume
+from fastseg import _C
+from fastseg.data.annotations import AnnotatedVolume, as_mask
 from fastseg.data.volumes import Volume
 from fastseg.errors import InputError
 
@@ -52,10 +53,9 @@ def count_confusion(prediction: np.ndarray, target: np.ndarray, valid: np.ndarra
     """Confusion of two arrays of one shape, nonzero meaning foreground, where ``valid`` is nonzero."""
     if prediction.shape != target.shape:
         raise ValueError(f"prediction must have the target's shape {target.shape}, got {prediction.shape}")
-    predicted, true = prediction != 0, target != 0
-    inside = np.ones(true.shape, bool) if valid is None else np.broadcast_to(valid != 0, true.shape)
-    counts = np.bincount((true[inside] * 2 + predicted[inside]).ravel(), minlength=4)
-    return Confusion(int(counts[3]), int(counts[1]), int(counts[2]), int(counts[0]))
+    within = None if valid is None else as_mask(np.broadcast_to(valid, target.shape))
+    inside, true, predicted, both = _C.count_confusion(as_mask(prediction), as_mask(target), within)
+    return Confusion(both, predicted - both, true - both, inside - true - predicted + both)
 
 
 def evaluate_volume(prediction: Volume, truth: AnnotatedVolume) -> list[Confusion]:

@@ -18,7 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fastseg.data.volumes import Volume, open_volume
-from fastseg.predict import CHUNK, Grid, Tiling, blend, predict_blocks
+from fastseg.predict import CHUNK, Grid, Tiling, predict_blocks
 
 
 def volume_of(array: np.ndarray, folder: str) -> Volume:
@@ -86,12 +86,8 @@ def test_blending_weights_fall_off_from_the_centre(tmp_path: Path) -> None:
     np.testing.assert_allclose(out[0, 0, 0], [0, 0, share, 1 - share, 1, 1], rtol=1e-5)
 
 
-@pytest.mark.parametrize("most", [40, (1 << 15) - 1])
-def test_result_is_the_weighted_mean_of_all_windows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
-) -> None:
-    """By the definition, over odd sizes, two classes, unlike axes, several blocks and passes of any size."""
-    monkeypatch.setattr(blend, "_PASS", most)
+def test_result_is_the_weighted_mean_of_all_windows(tmp_path: Path) -> None:
+    """By the definition, over odd sizes, two classes, unlike axes, several blocks."""
     shape, window = (37, 140, 21), (10, 12, 8)
     tiling = Tiling(window, 0.6, batch=4, block_voxels=1 << 15)
     volume = volume_of(np.random.default_rng(0).normal(size=shape).astype("f4"), str(tmp_path))

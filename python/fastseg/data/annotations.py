@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from fastseg import _C
 from fastseg.data.cache import ChunkCache
 from fastseg.data.label_facts import IdCounts
 from fastseg.data.volumes import Box, Volume, require_finite
@@ -197,24 +198,27 @@ class LabelIndex:
 def index_labels(volume: AnnotatedVolume, seed: int) -> LabelIndex:
     """Read the labels, if any, once, block by block; without pseudo-labels annotated slices alone where they are
     given."""
-    rng = np.random.default_rng(seed)
     if volume.labels is None:
         nowhere = np.empty((0, 3), np.int64)
         return LabelIndex(nowhere, nowhere, 0, 0, 0)
-    keep = {"labelled": _Reservoir(rng), "foreground": _Reservoir(rng)}
+    labelled, foreground = (_Reservoir(np.random.default_rng((seed, number))) for number in range(2))
     pseudo, ids = 0, IdCounts()
     for start, stop in _annotated_blocks(volume):
         target, codes = volume.read_target(start, stop, ids=ids)
-        for name, chosen in (
-            ("labelled", codes[0] != 0),
-            ("foreground", (codes[0] != 0) & (target >= 0.5).any(axis=0)),
-        ):
-            keep[name].add(np.flatnonzero(chosen), chosen.shape, start)
-        pseudo += int(np.count_nonzero(codes == PSEUDO))
-    labelled, foreground = keep["labelled"], keep["foreground"]
+        if target.dtype.kind == "f":
+            target = target >= 0.5
+        labelled.add(codes[0], None, start)
+        foreground.add(codes[0], as_mask(target[0] if len(target) == 1 else target.any(axis=0)), start)
+        if volume.pseudo is not None:
+            pseudo += int(np.count_nonzero(codes == PSEUDO))
     return LabelIndex(
         labelled.positions, foreground.positions, labelled.seen - pseudo, pseudo, foreground.seen, ids
     )
+
+
+def as_mask(values: np.ndarray) -> np.ndarray:
+    """A byte per value, in one piece, that is 0 where the value is."""
+    return np.ascontiguousarray(values if values.dtype.itemsize == 1 else values != 0).view(np.uint8)
 
 
 def _annotated_blocks(volume: AnnotatedVolume) -> Iterator[tuple[Box, Box]]:
@@ -232,22 +236,43 @@ def _annotated_blocks(volume: AnnotatedVolume) -> Iterator[tuple[Box, Box]]:
 
 
 class _Reservoir:
-    """A uniform sample of positions from a stream: those with the smallest random keys."""
+    """A uniform sample of positions from a stream of marked voxels.
 
-    def __init__(self, rng: np.random.Generator) -> None:
-        self.rng, self.seen = rng, 0
-        self.positions = np.empty((0, 3), np.int64)
-        self.keys = np.empty(0)
+    Algorithm L (Li 1994): the first ones, then after geometric gaps one that takes the place of another. What is drawn
+    grows with the logarithm of the number of voxels, and does not depend on how the stream is cut into blocks.
+    """
 
-    def add(self, flat: np.ndarray, shape: tuple[int, ...], start: Sequence[int]) -> None:
-        self.seen += len(flat)
-        keys = self.rng.random(len(flat))
-        if len(keys) > _MOST_CANDIDATES:
-            chosen = np.argpartition(keys, _MOST_CANDIDATES)[:_MOST_CANDIDATES]
-            flat, keys = flat[chosen], keys[chosen]
-        here = np.stack(np.unravel_index(flat, shape), axis=1) + np.asarray(start)
-        self.positions = np.concatenate((self.positions, here))
-        self.keys = np.concatenate((self.keys, keys))
-        if len(self.keys) > _MOST_CANDIDATES:
-            chosen = np.argpartition(self.keys, _MOST_CANDIDATES)[:_MOST_CANDIDATES]
-            self.positions, self.keys = self.positions[chosen], self.keys[chosen]
+    def __init__(self, rng: np.random.Generator, most: int = _MOST_CANDIDATES) -> None:
+        self.rng, self.most, self.seen = rng, most, 0
+        self._kept = np.empty((most, 3), np.int64)
+        # Of the positions that are to be taken, the last one beyond what was seen: ranks in the stream, places in kept.
+        self._ranks = self._slots = np.arange(most)
+        self._log_share = 0.0  # of the voxels that are taken
+
+    @property
+    def positions(self) -> np.ndarray:
+        return self._kept[: self.seen].copy()
+
+    def add(self, codes: np.ndarray, target: np.ndarray | None, start: Sequence[int]) -> None:
+        """The voxels of the block at ``start`` that are marked in codes and, if given, in target."""
+        seen, self.seen = self.seen, self.seen + _C.count_marked(codes, target)
+        if self._ranks[-1] < self.seen:
+            self._draw()
+        taken = int(np.searchsorted(self._ranks, self.seen))
+        if taken:
+            flat = _C.find_marked(codes, target, self._ranks[:taken] - seen)
+            here = np.stack(np.unravel_index(flat, codes.shape), axis=1) + np.asarray(start)
+            self._kept[self._slots[:taken]] = here  # of equal slots the last stays
+            self._ranks, self._slots = self._ranks[taken:], self._slots[taken:]
+
+    def _draw(self) -> None:
+        """Ranks and slots up to what was seen, in batches in which the share hardly falls."""
+        ranks, slots = [self._ranks], [self._slots]
+        while ranks[-1][-1] < self.seen:
+            shares, gaps = np.log1p(-self.rng.random((2, self.most // 16 + 1)))
+            shares = self._log_share + np.cumsum(shares) / self.most
+            self._log_share = shares[-1]
+            gaps = (gaps / np.log1p(-np.exp(shares))).astype(np.int64) + 1
+            ranks.append(ranks[-1][-1] + np.cumsum(gaps))
+            slots.append(self.rng.integers(self.most, size=len(gaps)))
+        self._ranks, self._slots = np.concatenate(ranks), np.concatenate(slots)

@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
+from fastseg import _C
 from fastseg.data.cache import ChunkCache
 from fastseg.data.volumes import Volume, require_finite
 from fastseg.errors import InputError
@@ -40,7 +41,9 @@ class Lookup:
         """An array of any shape in its own dtype, integers rounded; 4 to 8 bytes per value beside it, of uint8 and
         uint16, which are looked up in a table, as many as they have."""
         if raw.dtype.kind == "u" and raw.dtype.itemsize <= 2:
-            return self._table[raw.dtype.itemsize][raw]
+            out = np.empty(raw.shape, raw.dtype)
+            _C.map_levels(np.ascontiguousarray(raw), self._table[raw.dtype.itemsize], out)
+            return out
         return self._between(raw)
 
     @cached_property
@@ -91,7 +94,7 @@ def histogram_of(volumes: Sequence[Volume]) -> Histogram:
     if dtype.kind == "u" and dtype.itemsize <= 2:
         counts = np.zeros(np.iinfo(dtype).max + 1, np.int64)
         for block in _blocks(volumes):
-            counts += np.bincount(block.reshape(-1), minlength=len(counts))
+            _C.count_levels(block, counts)
         return Histogram(np.arange(len(counts), dtype=np.float64), counts)
     limits = [(float(block.min()), float(block.max())) for block in _blocks(volumes)]
     low, high = min(pair[0] for pair in limits), max(pair[1] for pair in limits)

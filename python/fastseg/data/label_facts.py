@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from fastseg import _C
 from fastseg.data.volumes import Volume
 
 _LOSSY_SUFFIXES = (".jpg", ".jpeg")
@@ -109,6 +110,11 @@ def _suspicious_ids(volume: Volume, found: IdCounts, classes: Sequence[int] | No
 def _count(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if not labels.size:
         return np.empty(0, np.int64), np.empty(0, np.int64)
+    if labels.dtype.kind in "bu" and labels.dtype.itemsize <= 2:
+        counts = np.zeros(1 << 8 * labels.dtype.itemsize, np.int64)
+        _C.count_levels(np.ascontiguousarray(labels).view(f"u{labels.dtype.itemsize}"), counts)
+        ids = np.flatnonzero(counts)
+        return ids, counts[ids]
     low, high = int(labels.min()), int(labels.max())
     if high - low < _MOST_COUNTED:
         shifted = labels.astype(np.int64, copy=False).ravel() - low

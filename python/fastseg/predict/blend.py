@@ -8,12 +8,11 @@ counts for at a voxel, w / (sum of w over it and the windows before it), follows
 
 with the weights along an axis of the windows before (before) and of all windows (total), in units of the window's
 own. Nothing is kept beside the mean. Bytes per voxel of a window and class: 12, the mean read and written and the
-prediction read; the weights are made again for each pass of a few planes and stay in the cache.
+prediction read; on a CPU the weights of a row stay in the cache.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
@@ -21,12 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastseg import _C
 from fastseg.data.volumes import Box
 from fastseg.predict.grid import Block, Grid
-
-# Voxels blended in one pass on a CPU: what torch does in one thread. Their weights stay in the cache, and a pass does
-# not wait for a second thread, which on a busy machine takes a hundred times as long as the pass.
-_PASS = (1 << 15) - 1
 
 # The weight of a voxel in the halo beside that of others: below what float32 keeps of a sum. Its inverse and that of
 # the Gaussian's foot, 3000, go in the third power, for three axes, into a float32.
@@ -43,6 +39,8 @@ class Blend:
             [torch.from_numpy(part).to(device) for part in blend_shares(*axis)]
             for axis in zip(grid.positions, self.window, grid.tiling.halo, strict=True)
         ]
+        row = torch.zeros(self.window[2], device=device)
+        self._background = row.expand(classes, *self.window)
 
     def begin(self, run: Sequence[Block]) -> None:
         self._waiting = deque(run)
@@ -57,7 +55,7 @@ class Blend:
         that all above z is final.
         """
         seen = [raw for _, raw in group if raw is not None]
-        outputs = network(torch.stack(seen)).float() if seen else ()
+        outputs = network(torch.stack(seen)).float().detach().contiguous() if seen else ()
         if seen and outputs.shape != (len(seen), self.classes, *self.window):
             raise ValueError(
                 f"network must return {(len(seen), self.classes, *self.window)} (B, classes, *window), "
@@ -66,8 +64,7 @@ class Blend:
         predicted = iter(outputs)
         for start, raw in group:
             yield from self.finished(start[0])
-            values = torch.zeros((), device=self.device) if raw is None else next(predicted)
-            self._merge(start, values.expand(self.classes, *self.window))
+            self._merge(start, self._background if raw is None else next(predicted))
 
     def finished(self, layer: int | None = None) -> Iterator[tuple[Box, Box, Tensor]]:
         """The blocks that no window from the layer at z = ``layer`` on touches; None: no window is left."""
@@ -94,25 +91,19 @@ class Blend:
         """mean += w / (sum of w) * (value - mean), for the part ``within`` of the window at ``start``.
 
         Where a window is the first, its weight is exactly 1 and the mean exactly the value; between equal values
-        lerp gives that value exactly.
+        the mean is that value exactly.
         """
         (before_z, _), (before_y, total_y), (before_x, total_x) = (
             [share[numbers[p], part] for share in shares]
             for shares, numbers, p, part in zip(self._shares, self._numbers, start, within, strict=True)
         )
-        depth, height, width = mean.shape[1:]
-        planes, rows = depth, height
         if self.device.type == "cpu":
-            rows = min(height, max(1, _PASS // (self.classes * width)))
-            planes = min(depth, max(1, _PASS // (self.classes * height * width)))
-        first = 1 + before_x
-        weight = torch.empty(planes * rows * width, device=self.device)
-        for z, y in itertools.product(range(0, depth, planes), range(0, height, rows)):
-            z_some, y_some = slice(z, min(z + planes, depth)), slice(y, min(y + rows, height))
-            others = before_y[y_some] + total_y[y_some] * before_z[z_some, None]
-            part = weight[: others.numel() * width].view(*others.shape, width)
-            torch.addcmul(first, others[..., None], total_x, out=part).reciprocal_()
-            mean[:, z_some, y_some].lerp_(values[:, z_some, y_some], part)
+            shares = (before_z, before_y, total_y, before_x, total_x)
+            _C.blend_tile(mean.numpy(), values.numpy(), *(share.numpy() for share in shares))
+        else:
+            others = before_y + total_y * before_z[:, None]
+            weight = torch.addcmul(1 + before_x, others[..., None], total_x).reciprocal_()
+            mean.lerp_(values, weight)
 
 
 def blend_shares(starts: Sequence[int], window: int, halo: int = 0) -> tuple[np.ndarray, np.ndarray]:
