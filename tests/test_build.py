@@ -90,6 +90,16 @@ def test_torch_is_missing_too_old_or_too_new(tmp_path: Path, version: str | None
     assert told in " ".join(done.stderr.split())
 
 
+def test_a_free_threaded_python_is_refused(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
+    (packages,) = (tmp_path / "env/lib").glob("python*/site-packages")
+    told = "import sysconfig; sysconfig.get_config_vars()['EXT_SUFFIX'] = '.cpython-313t-x86_64-linux-gnu.so'"
+    (packages / "free_threaded.pth").write_text(told)
+    done = configure(tmp_path / "build", Python_EXECUTABLE=str(tmp_path / "env/bin/python"))
+    assert done.returncode == 1
+    assert "needs a Python with its global lock" in " ".join(done.stderr.split())
+
+
 def test_headers_of_another_torch(tmp_path: Path) -> None:
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch/version.py").write_text(

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -189,6 +192,21 @@ def test_a_compiled_call_takes_torch_library():
         draw(1, 1, 4)
     )
     assert "fastseg.masked_bce" in graphs[0]
+
+
+def test_a_dtensor_takes_torch_library_and_its_own_part_the_eager_door():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        whole = distribute_tensor(draw(1, 1, 4).requires_grad_(), init_device_mesh("cpu", (1,)))
+        assert choose(whole) == 0
+        with pytest.raises(NotImplementedError, match=r"fastseg\.masked_bce"):
+            fastseg.masked_weighted_bce(whole, torch.zeros_like(whole))
+        part = whole.to_local()
+        assert choose(part) == 2
+        fastseg.masked_weighted_bce(part, torch.zeros(1, 1, 4)).backward()
+    finally:
+        dist.destroy_process_group()
+    assert whole.grad.to_local().isfinite().all()
 
 
 def test_a_second_gradient_is_refused_alike():
