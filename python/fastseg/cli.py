@@ -107,7 +107,7 @@ def predict(
     output: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            help="With --raw, the file to write: .h5, .zarr, .tif, .ome.tif, .nii.gz, .npy or .png; or a folder."
+            help="With --raw, the file: .h5, .zarr, .tif, .ome.tif, .ome.zarr, .nii.gz, .npy or .png; or a folder."
         ),
     ] = None,
     what: Annotated[

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from fastseg.data.annotations import AnnotatedVolume
-from fastseg.data.exports import EXPORT_SUFFIXES, export_volume, require_export
+from fastseg.data.exports import EXPORT_SUFFIXES, export_volume, is_export, require_export
 from fastseg.data.images import image_paths
 from fastseg.data.instances import InstanceSource
 from fastseg.data.label_map import LabelMapSource
@@ -65,7 +65,7 @@ def predict_run(
         raise InputError("--voxel-size goes with --raw; the voxel sizes of test volumes stand in data.test")
     if region is not None and raw is None:
         raise InputError("--region goes with --raw; the regions of test volumes stand in data.test")
-    if what is not None and (output is None or output.lower().endswith(OUTPUT_SUFFIXES)):
+    if what is not None and (output is None or _holds_all(output)):
         raise InputError(
             "--what goes with an --output of one array, such as .tif; HDF5 and Zarr hold all there is"
         )
@@ -96,7 +96,7 @@ def predict_run(
     with join(config.train.device) as ranks:
         network = trained_network(config, state, [volume for volume, _ in jobs], ranks.device)
         for volume, target in jobs:
-            if target.lower().endswith(OUTPUT_SUFFIXES):
+            if _holds_all(target):
                 segment(volume, network, config, target, ranks, restart=restart, quiet=quiet)
             else:
                 form = (what or "labels", smallest)
@@ -192,7 +192,12 @@ def _files(raw: str, output: str, config: Config) -> list[tuple[str, str]]:
 
 def _written_first(path: str) -> str:
     """The HDF5 that an output of another format is made of, itself where it is none."""
-    return path if path.lower().endswith(OUTPUT_SUFFIXES) else f"{path}.h5"
+    return path if _holds_all(path) else f"{path}.h5"
+
+
+def _holds_all(path: str) -> bool:
+    """Whether an output is one of fastseg's own, with segmentation and probability."""
+    return path.lower().endswith(OUTPUT_SUFFIXES) and not is_export(path)
 
 
 def _export(

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One volume as a file that other programs open: TIFF for ImageJ, OME-TIFF, NIfTI, .npy, or PNG for a single image."""
+"""One volume as a file that other programs open: TIFF for ImageJ, OME-TIFF, OME-Zarr, NIfTI, .npy, or PNG for a single
+image."""
 
 from __future__ import annotations
 
@@ -10,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from fastseg.data.nifti import NIFTI_SUFFIXES
+from fastseg.data.ome_zarr import write_ome_zarr
 from fastseg.data.sources import need, reason
 from fastseg.data.volumes import Volume
 from fastseg.errors import InputError
 
 _OME_SUFFIXES = (".ome.tif", ".ome.tiff")
-EXPORT_SUFFIXES = (*_OME_SUFFIXES, ".tif", ".tiff", *NIFTI_SUFFIXES, ".npy", ".png")
+_OME_ZARR = ".ome.zarr"
+EXPORT_SUFFIXES = (*_OME_SUFFIXES, _OME_ZARR, ".tif", ".tiff", *NIFTI_SUFFIXES, ".npy", ".png")
 
 # Offsets of 32 bits end at 4 GiB; the rest is for tags and metadata.
 _MOST_CLASSIC_BYTES = 4_000_000_000
@@ -26,15 +29,18 @@ def export_volume(volume: Volume, path: str, *, like: Volume | None = None) -> N
     """Write ``volume`` as its suffix says, slice by slice; there under its name only when it is whole.
 
     ``.tif``: for ImageJ and Fiji, with a voxel size in micrometres, as they read up to 4 GB, beyond that OME-TIFF.
-    ``.ome.tif``: Zlib, BigTIFF where it must be. Both leave out an axis z of size 1. ``.nii``, ``.nii.gz``: in memory
-    as a whole; the affine is that of ``like`` where this is a NIfTI too. ``.npy``: (z, y, x) or (c, z, y, x).
-    ``.png``: of one image and channel. float16 becomes float32. InputError where the format cannot hold the volume or
-    the disk is full.
+    ``.ome.tif``: Zlib, BigTIFF where it must be. Both leave out an axis z of size 1. ``.ome.zarr``: see
+    ``write_ome_zarr``. ``.nii``, ``.nii.gz``: in memory as a whole; the affine is that of ``like`` where this is a
+    NIfTI too. ``.npy``: (z, y, x) or (c, z, y, x). ``.png``: of one image and channel. float16 becomes float32.
+    InputError where the format cannot hold the volume or the disk is full.
     """
     suffix = next(s for s in EXPORT_SUFFIXES if path.lower().endswith(s))
     partial = f"{path[: -len(suffix)]}.partial{suffix}"
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        if suffix == _OME_ZARR:
+            write_ome_zarr(volume, path, _stored_dtype(volume))
+            return
         if suffix in NIFTI_SUFFIXES:
             _write_nifti(volume, partial, like)
         elif suffix == ".npy":
@@ -57,6 +63,11 @@ def require_export(path: str, volume: Volume, channels: int) -> None:
         raise InputError(f"{path}: a PNG holds one image of one channel; use .tif for stacks and for classes")
     if path.lower().endswith(NIFTI_SUFFIXES):
         need("nibabel", path)
+
+
+def is_export(path: str) -> bool:
+    """Whether ``path`` is to hold one array in another program's format."""
+    return path.lower().endswith(EXPORT_SUFFIXES)
 
 
 def _stored_dtype(volume: Volume) -> np.dtype:

@@ -19,7 +19,7 @@ from fastseg.data.outputs_journal import Journal, append_durably, sync_folder, w
 from fastseg.data.outputs_spec import ArraySpec, Index, pad_to
 from fastseg.errors import InputError
 
-_LEVEL = 1
+LEVEL = 1
 _MISSING = 2**64 - 1  # offset and size of an inner chunk that a shard does not hold
 _METADATA = ("zarr.json", ".zgroup", ".zarray")
 
@@ -32,7 +32,7 @@ class ZarrStore:
 
         self.journal, self.arrays = journal, arrays
         self.root = journal.file("data")
-        self._codec = numcodecs.Zstd(level=_LEVEL, checksum=True)
+        self._codec = numcodecs.Zstd(level=LEVEL, checksum=True)
 
     def check_target(self, path: str) -> None:
         if os.path.isfile(path):
@@ -81,12 +81,12 @@ class ZarrStore:
         groups = {"": {}}
         for name, spec in self.arrays.items():
             os.makedirs(os.path.join(self.root, name, "0"), exist_ok=True)
-            _write_json(os.path.join(self.root, name, "0", "zarr.json"), _array_metadata(spec))
+            write_json(os.path.join(self.root, name, "0", "zarr.json"), array_metadata(spec))
             parts = name.split("/")
             groups |= {"/".join(parts[:n]): {} for n in range(1, len(parts))} | {name: _image(name, spec)}
         for name, attributes in groups.items():
             group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-            _write_json(os.path.join(self.root, name, "zarr.json"), group)
+            write_json(os.path.join(self.root, name, "zarr.json"), group)
         parent = os.path.dirname(self.journal.path) or "."
         if os.path.isdir(self.journal.path):
             os.rename(self.journal.path, self.journal.file("replaced"))
@@ -126,15 +126,15 @@ def _is_zarr(path: str) -> bool:
     return any(os.path.exists(os.path.join(path, name)) for name in _METADATA)
 
 
-def _write_json(path: str, content: Mapping[str, Any]) -> None:
+def write_json(path: str, content: Mapping[str, Any]) -> None:
     write_durably(path, json.dumps(content, indent=1).encode())
 
 
-def _array_metadata(spec: ArraySpec) -> dict[str, Any]:
+def array_metadata(spec: ArraySpec) -> dict[str, Any]:
     little = {"name": "bytes", "configuration": {"endian": "little"}}
     codecs: list[Any] = [
         little if spec.dtype.itemsize > 1 else {"name": "bytes"},
-        {"name": "zstd", "configuration": {"level": _LEVEL, "checksum": True}},
+        {"name": "zstd", "configuration": {"level": LEVEL, "checksum": True}},
     ]
     if spec.shards:
         inner = {
@@ -159,13 +159,18 @@ def _array_metadata(spec: ArraySpec) -> dict[str, Any]:
     }
 
 
+def image_metadata(name: str, axes: str, sized: bool, datasets: list[dict[str, Any]]) -> dict[str, Any]:
+    """OME-Zarr metadata of an image of one or more levels; sized: in micrometres."""
+    unit = {"unit": "micrometer"} if sized else {}
+    named: list[dict[str, Any]] = [
+        {"name": "c", "type": "channel"} if axis == "c" else {"name": axis, "type": "space", **unit}
+        for axis in axes
+    ]
+    return {"ome": {"version": "0.5", "multiscales": [{"name": name, "axes": named, "datasets": datasets}]}}
+
+
 def _image(name: str, spec: ArraySpec) -> dict[str, Any]:
     """OME-Zarr metadata of an image of one level, at its scale and, with the attribute ``origin``, its place."""
-    unit = {"unit": "micrometer"} if spec.voxel_size is not None else {}
-    axes: list[dict[str, Any]] = [
-        {"name": "c", "type": "channel"} if axis == "c" else {"name": axis, "type": "space", **unit}
-        for axis in spec.axes
-    ]
     channels = len(spec.axes) - 3
     size = spec.voxel_size or (1.0, 1.0, 1.0)
     moves: list[dict[str, Any]] = [{"type": "scale", "scale": [1.0] * channels + [float(v) for v in size]}]
@@ -173,5 +178,4 @@ def _image(name: str, spec: ArraySpec) -> dict[str, Any]:
         place = [o * v for o, v in zip(spec.attributes["origin"], size, strict=True)]
         moves.append({"type": "translation", "translation": [0.0] * channels + place})
     dataset = {"path": "0", "coordinateTransformations": moves}
-    image = {"name": name, "axes": axes, "datasets": [dataset]}
-    return {"ome": {"version": "0.5", "multiscales": [image]}}
+    return image_metadata(name, spec.axes, spec.voxel_size is not None, [dataset])
