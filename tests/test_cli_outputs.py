@@ -87,6 +87,15 @@ def test_instances_are_the_connected_parts_of_the_label_map(trained: Path, tmp_p
     assert not ids[objects == 0].all()
 
 
+def test_one_ome_zarr_image_of_ids(trained: Path, tmp_path: Path) -> None:
+    raw = trained / "images/cell1.png"
+    for name in ("map.tif", "map.ome.zarr"):
+        predict(trained, "--raw", raw, "--output", tmp_path / name, "--what", "labels")
+    found = open_volume(tmp_path / "map.ome.zarr")
+    np.testing.assert_array_equal(found[:][0, 0], tifffile.imread(tmp_path / "map.tif"))
+    assert {p.name for p in tmp_path.iterdir()} == {"map.tif", "map.ome.zarr"}
+
+
 def test_a_folder_is_segmented_into_a_folder(trained: Path, tmp_path: Path) -> None:
     predict(trained, "--raw", trained / "images", "--output", tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [f"cell{i}.tif" for i in range(3)]
