@@ -134,15 +134,19 @@ def test_2d_network_on_a_folder_of_images(tmp_path: Path) -> None:
     assert open_volume(f"{tmp_path}/run/predictions/test_0.h5:/segmentation").shape == (6, 64, 64)
 
 
-def test_two_classes_with_an_ignored_label(tmp_path: Path) -> None:
+@pytest.mark.parametrize("exclusive", ["true", "false"])
+def test_two_classes_with_an_ignored_label(tmp_path: Path, exclusive: str) -> None:
     config = make_project(tmp_path)
     with h5py.File(tmp_path / "phantoms.h5", "r+") as file:
         labels = file["somata"][:]
         file["classes"] = np.where(labels % 5 == 4, 255, labels % 3).astype("u1")
     classes = ["data.train.0.labels=phantoms.h5:/classes", "data.test.0.labels=phantoms.h5:/classes"]
+    held_out = "{raw: phantoms.h5:/raw, labels: phantoms.h5:/classes, region: {z: [16, 24]}}"
     overrides = [
         *classes,
-        "data.classes=[1, 2]",
+        "data.classes={round: 1, long: 2}",
+        f"data.exclusive={exclusive}",
+        f"data.validation=[{held_out}]",
         "data.ignore_label=255",
         "train.steps=10",
         "loss.pos_weight=[2, 3]",
@@ -152,7 +156,9 @@ def test_two_classes_with_an_ignored_label(tmp_path: Path) -> None:
     assert fastseg("predict", tmp_path / "run").returncode == 0
     assert fastseg("evaluate", tmp_path / "run").returncode == 0
     scores = json.loads((tmp_path / "run/evaluation.json").read_text())
-    assert set(scores) == {"0: phantoms.h5:/raw class 1", "0: phantoms.h5:/raw class 2"}
+    assert set(scores) == {"0: phantoms.h5:/raw class round", "0: phantoms.h5:/raw class long"}
+    measured = json.loads((tmp_path / "run/validation.jsonl").read_text().splitlines()[-1])
+    assert measured["dice"] == pytest.approx((measured["dice_round"] + measured["dice_long"]) / 2)
 
 
 def test_init_check_info(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tests.project import fastseg
 
 CONFIG = """\
 output: run
-data: {patch: [16, 16], classes: [1, 5], train: [{raw: images, labels: masks}]}
+data: {patch: [16, 16], classes: {dim: 1, bright: 5}, train: [{raw: images, labels: masks}]}
 network: {width: 4, pooling: [2]}
 train: {steps: 30, batch: 2, learning_rate: 0.02, device: cpu, augment: none}
 predict: {threshold: 0.3}
@@ -57,6 +57,9 @@ def test_a_label_map_is_one_image_of_the_classes_ids(trained: Path, tmp_path: Pa
     probability = open_volume(f"{tmp_path}/all.h5:/probability")[:][:, 0]
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "masks.tif"), masks)
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "p.ome.tif"), probability.astype("f4"))
+    assert masks.sum(0).max() == 1  # exclusive classes
+    assert (probability.sum(0) <= 1.001).all()
+    np.testing.assert_array_equal(masks.any(0), probability.astype("f4").sum(0) >= 0.3)
     ids = tifffile.imread(tmp_path / "map.tif")
     assert ids.shape == masks.shape[1:]
     best = np.array([1, 5])[np.where(masks, probability, -1).argmax(0)] * masks.any(0)

@@ -42,6 +42,21 @@ def test_mean_over_mirror_images(flips: str) -> None:
     torch.testing.assert_close(predict(raw), by_hand(raw, MIRRORS[flips]).float(), rtol=1e-5, atol=1e-6)
 
 
+def test_exclusive_classes_share_one_with_a_background_of_logit_0() -> None:
+    class Two(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            return torch.cat((image[:, :1], -2 * image[:, 1:]), 1)
+
+    raw = torch.from_numpy(np.random.default_rng(0).integers(90, 110, (3, 2, 4, 5, 6), dtype=np.uint8))
+    found = probability_of(Two(), INTENSITY, device=CPU, exclusive=True)(raw)
+    z = Two()(
+        (raw.double() - torch.tensor([100, 3]).view(1, 2, 1, 1, 1))
+        * torch.tensor([0.1, 2]).view(1, 2, 1, 1, 1)
+    )
+    expected = z.exp() / (1 + z.exp().sum(1, keepdim=True))
+    torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-6)
+
+
 def test_half_precision_runs_the_network_alone_in_it() -> None:
     seen = []
 

@@ -42,6 +42,29 @@ def test_a_file_is_refined_block_by_block(
     assert len(second_pass.blocks_of(shape[-3:], block_voxels)) == (1 if block_voxels == 1 << 24 else 12)
 
 
+def test_of_exclusive_classes_no_voxel_becomes_two(tmp_path: Path) -> None:
+    """Closing lets two classes grow into the same gap, and into each other."""
+    ids = np.random.default_rng(1).integers(0, 3, (4, 60, 70))
+    mask = np.stack([ids == 1, ids == 2])
+    with h5py.File(tmp_path / "predicted.h5", "w") as file:
+        file["segmentation"] = mask.astype("u1")
+    np.save(tmp_path / "raw.npy", np.zeros(ids.shape, "u1"))
+    steps = [("close", (0, 2, 2))]
+    refine_file(
+        str(tmp_path / "predicted.h5"),
+        str(tmp_path / "out.h5"),
+        steps,
+        source=open_volume(tmp_path / "raw.npy"),
+        exclusive=True,
+    )
+    found = open_volume(f"{tmp_path / 'out.h5'}:/segmentation")[:] != 0
+    closed = np.stack([apply_steps(m, steps) for m in mask]) != 0
+    assert closed.all(0).any()
+    assert (found.sum(0) <= 1).all()
+    np.testing.assert_array_equal(found.any(0), closed.any(0))
+    assert (found & mask)[mask].all()  # closing takes nothing away, and nobody else may
+
+
 def test_without_probabilities_there_are_none(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "predicted.h5", "w") as file:
         file["segmentation"] = np.ones((1, 20, 20), "u1")

@@ -57,6 +57,35 @@ def test_a_dump_loads_to_the_same(config: Path, tmp_path: Path) -> None:
     assert load_config(tmp_path / "again.yaml") == loaded
 
 
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ("3", r"data.classes: must be ids, as in \[1, 2\], or names of ids, as in {nucleus: 1}, got 3$"),
+        ("[one]", r"got \['one'\]$"),
+        ("{one: two}", r"got {'one': 'two'}$"),
+        ("{1: 2}", r"got {1: 2}$"),
+        ("[1.0, 2]", r"got \[1.0, 2\]$"),
+        ("{one: 4, two: 4}", r"data: classes must be different ids, got \[4, 4\]$"),
+        ("[0, 1]", "data: classes must leave out 0: what is none of them is background$"),
+    ],
+)
+def test_classes_that_are_none(config: Path, classes: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_config(config, [f"data.classes={classes}"])
+
+
+def test_classes_are_ids_or_names_of_ids(config: Path) -> None:
+    for classes, ids, names in (
+        ("null", None, []),
+        ("[5, 2]", (5, 2), ["5", "2"]),
+        ("{cell: 3, wall: 1}", (3, 1), ["cell", "wall"]),
+    ):
+        loaded = load_config(config, [f"data.classes={classes}"])
+        assert (loaded.data.class_ids, loaded.data.class_names) == (ids, names)
+        assert loaded.exclusive == (len(names) > 1)
+    assert not load_config(config, ["data.classes=[0, 1]", "data.exclusive=false"]).exclusive
+
+
 def test_overrides_reach_any_depth(config: Path) -> None:
     loaded = load_config(
         config,

@@ -102,6 +102,22 @@ def test_processes_share_the_blocks_without_rest_or_overlap(tmp_path: Path) -> N
     assert all(0 < part[-1] < whole[-1] for part in parts)
 
 
+def test_exclusive_classes_have_a_dice_each_and_the_cross_entropy(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    raw, ids = rng.dirichlet((1, 1, 1), (6, 20, 20)).astype("f4"), rng.integers(0, 3, (6, 20, 20))
+    np.save(tmp_path / "raw.npy", raw[..., 1:].transpose(3, 0, 1, 2))
+    np.save(tmp_path / "labels.npy", ids)
+    opened = [open_volume(tmp_path / f"{name}.npy") for name in ("raw", "labels")]
+    options = {"exclusive": True, "names": ["a", "b"]}
+    arguments = ([lambda raw: raw], [Tiling((6, 20, 20), overlap=0)], 0.5, Ranks(0, 1))
+    found = Validation([AnnotatedVolume(*opened, classes=(1, 2))], *arguments, **options).measure()
+    chosen = np.where(raw[..., 1:].sum(-1) >= 0.5, 1 + raw[..., 1:].argmax(-1), 0)
+    dice = [2 * ((chosen == c) & (ids == c)).sum() / ((chosen == c).sum() + (ids == c).sum()) for c in (1, 2)]
+    loss = -np.log(np.take_along_axis(raw, ids[..., None], -1)).mean()
+    expected = {"dice": np.mean(dice), "dice_a": dice[0], "dice_b": dice[1], "loss": loss}
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
 def test_training_is_the_same_with_and_without_validation(tmp_path: Path) -> None:
     config = make_project(tmp_path)
     for name, overrides in (("with", [HELD_OUT, "train.validate_every=4"]), ("without", [])):

@@ -23,8 +23,9 @@ from fastseg.methods.inference import segment, trained_network
 from fastseg.metrics import Confusion, evaluate_volume, total
 from fastseg.report import draw_comparison, write_metrics
 from fastseg.train.checkpoint import RunFolder
-from fastseg.train.config import Config, RegionConfig
+from fastseg.train.config import Config
 from fastseg.train.config_file import apply_overrides, load_config, parse_config
+from fastseg.train.data_config import RegionConfig
 from fastseg.train.inputs import as_stored, at_voxel_size, crop, open_annotated, with_voxel_size
 from fastseg.train.ranks import Ranks, join
 
@@ -213,7 +214,7 @@ def _export(
     quiet: bool,
 ) -> None:
     """Segment a volume into ``path``, a file of another program's format, by way of an HDF5 beside it."""
-    classes = config.data.classes
+    classes = config.data.class_ids
     channels = len(classes or [1])
     merged = what in ("labels", "instances")
     require_export(path, volume, 1 if merged else channels)
@@ -254,7 +255,7 @@ def _label(number: int, truth: AnnotatedVolume) -> str:
 
 
 def _rows(results: dict[str, list[Confusion]], config: Config) -> dict[str, Confusion]:
-    classes: list[Any] = list(config.data.classes or [None])
+    classes: list[Any] = list(config.data.class_names or [None])
     rows = {}
     for name, counts in results.items():
         for value, count in zip(classes, counts, strict=True):

@@ -19,7 +19,8 @@ from fastseg.data.annotations import AnnotatedVolume, Annotation
 from fastseg.data.histogram import Lookup, MatchedVolume, histogram_of, match_histograms
 from fastseg.errors import InputError
 from fastseg.train.checkpoint import RunFolder, write_atomically
-from fastseg.train.config import Config, VolumeConfig
+from fastseg.train.config import Config
+from fastseg.train.data_config import VolumeConfig
 from fastseg.train.inputs import open_target, open_training, open_validation
 from fastseg.train.ranks import Ranks
 

@@ -61,6 +61,7 @@ def predictor(network: nn.Module, volume: Volume, config: Config, device: torch.
         device=device,
         precision=autocast_dtype(config.train.precision, device),
         flips=config.predict.flips,
+        exclusive=config.exclusive,
     )
 
 
@@ -138,13 +139,14 @@ def segment(
             before_steps,
             source=back,
             threshold=settings.threshold,
+            exclusive=config.exclusive,
             probability=settings.probability,
             **options,
         )
         _remove(predicted, ranks)
     if steps:
         source = volume if back is None else back.stored
-        refine_file(before_steps, path, steps, source=source, **options)
+        refine_file(before_steps, path, steps, source=source, exclusive=config.exclusive, **options)
         _remove(before_steps, ranks)
 
 
@@ -188,6 +190,7 @@ def _predict(
         decided = {
             "raw changed": raw_changed(volume),
             "threshold": config.predict.threshold,
+            "exclusive": config.exclusive,
             "probability": probability,
             "tiling": {**asdict(tiling), "window": list(tiling.window), "halo": list(tiling.halo)},
             **settings,
@@ -206,6 +209,7 @@ def _predict(
             tiling,
             classes=len(config.data.classes or [1]),
             threshold=config.predict.threshold,
+            exclusive=config.exclusive,
             probability=probability,
             device=ranks.device,
             settings=settings,

@@ -46,7 +46,9 @@ class LinearProbe:
         places = ranks.places(config.train.batch)
         self.loader = build_loader(probing, self.labelled, indexes, ranks.device, places, (0, 0, 0))
         self.probe = _Probe(network, self.labelled[0].target_channels)
-        predictors = [predictor(self.probe, v.raw, config, ranks.device) for v in self.held_out]
+        # Each class is fitted by itself.
+        apart = config.model_copy(update={"data": config.data.model_copy(update={"exclusive": False})})
+        predictors = [predictor(self.probe, v.raw, apart, ranks.device) for v in self.held_out]
         tilings = [
             tiling_of(config, predict, volume.raw, ranks.device)
             for predict, volume in zip(predictors, self.held_out, strict=True)

@@ -25,7 +25,7 @@ from fastseg.errors import InputError
 from fastseg.methods.inference import predictor, tiling_of
 from fastseg.methods.validation import shared_out
 from fastseg.metrics import Confusion, count_confusion
-from fastseg.predict import CHUNK, Grid, Network, Tiling, predict_blocks
+from fastseg.predict import CHUNK, Grid, Network, Tiling, predict_blocks, segmented
 from fastseg.shapes import Within, object_property
 from fastseg.train.best import Chooser
 from fastseg.train.checkpoint import RunFolder, write_atomically
@@ -64,7 +64,7 @@ class MorphologyChooser(Chooser):
         run: RunFolder,
     ) -> None:
         assert config.train.stop is not None
-        self.settings, self.ranks, self.threshold = config.train.stop, ranks, config.predict.threshold
+        self.settings, self.ranks, self.config = config.train.stop, ranks, config
         self.every = self.settings.every * steps_per_epoch(config, sources)
         self.first = math.ceil(self.settings.after * config.train.steps)
         self.source = ranks.from_first(_measured_once(config, sources, run) if ranks.first else None)
@@ -94,7 +94,8 @@ class MorphologyChooser(Chooser):
             volume, predict, tiling, classes=classes, device=self.ranks.device, blocks=own
         ):
             box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
-            mask[(slice(None), *box)] = (predicted >= self.threshold).to("cpu", torch.uint8)
+            found = segmented(predicted, self.config.predict.threshold, self.config.exclusive)
+            mask[(slice(None), *box)] = found.to("cpu", torch.uint8)
         return self.ranks.sum(mask).numpy()
 
     def _shapes(self, masks: list[np.ndarray]) -> dict[str, float]:
@@ -185,7 +186,7 @@ def measure_labels(config: Config, volumes: Sequence[AnnotatedVolume]) -> dict[s
     classes = range(volumes[0].target_channels)
     values = [object_property([mask[c] for mask in masks], settings.property, **options) for c in classes]
     counts = [object_property([mask[c] for mask in masks], "object_count", **options) for c in classes]
-    for value, count in zip(config.data.classes or ["foreground"], counts, strict=True):
+    for value, count in zip(config.data.class_names or ["foreground"], counts, strict=True):
         if count == 0:
             raise InputError(
                 f"train.stop: morphology compares with the labels of data.train, which hold no object of {value} "

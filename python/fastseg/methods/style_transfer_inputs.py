@@ -7,7 +7,8 @@ import os
 
 from fastseg.errors import InputError
 from fastseg.train.augment_config import AugmentConfig
-from fastseg.train.config import Config, VolumeConfig
+from fastseg.train.config import Config
+from fastseg.train.data_config import VolumeConfig
 
 
 def style_config(config: Config) -> Config:

@@ -27,7 +27,7 @@ from fastseg.methods.networks import build_network
 from fastseg.methods.runs import fit_run, require_fresh_or_same
 from fastseg.methods.stopping import morphology_chooser
 from fastseg.methods.validation import Validation
-from fastseg.nn import MaskedWeightedBCE
+from fastseg.nn import MaskedCrossEntropy, MaskedWeightedBCE
 from fastseg.train.checkpoint import RunFolder
 from fastseg.train.config import Config
 from fastseg.train.inputs import augmentation, build_sampler, open_training, open_validation
@@ -65,7 +65,15 @@ class SupervisedTask(Task):
             tiling_of(config, predict, volume.raw, self.device)
             for predict, volume in zip(predictors, held_out, strict=True)
         ]
-        self.validation = Validation(held_out, predictors, tilings, config.predict.threshold, ranks)
+        self.validation = Validation(
+            held_out,
+            predictors,
+            tilings,
+            config.predict.threshold,
+            ranks,
+            exclusive=config.exclusive,
+            names=config.data.class_names,
+        )
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         return self.loader.batches(first, last)
@@ -85,8 +93,12 @@ class SupervisedTask(Task):
         return self.validation.measure()
 
 
-def build_criterion(config: Config, ranks: Ranks) -> MaskedWeightedBCE:
+def build_criterion(config: Config, ranks: Ranks) -> MaskedWeightedBCE | MaskedCrossEntropy:
     weight = config.loss.pos_weight
+    if config.exclusive:
+        return MaskedCrossEntropy(
+            pseudo_weight=config.loss.pseudo_weight, pos_weight=weight, normalize=config.loss.normalize
+        ).to(ranks.device)
     return MaskedWeightedBCE(
         pseudo_weight=config.loss.pseudo_weight,
         pos_weight=torch.tensor(weight) if weight else None,
@@ -198,7 +210,9 @@ def suspicious(
             "mirrored up to its size, and no label learnt beyond the end; a smaller data.patch would waste less"
         )
     labelled = [(v.labels, i.ids) for v, i in zip(volumes, indexes, strict=True) if v.labels is not None]
-    return lines + label_warnings([v for v, _ in labelled], [ids for _, ids in labelled], config.data.classes)
+    return lines + label_warnings(
+        [v for v, _ in labelled], [ids for _, ids in labelled], config.data.class_ids
+    )
 
 
 def describe(volume: AnnotatedVolume, index: LabelIndex) -> str:

@@ -2,6 +2,7 @@
 """The ops as modules: parameters and a call."""
 
 from fastseg.nn.masked_bce import MaskedWeightedBCE
+from fastseg.nn.masked_cross_entropy import MaskedCrossEntropy
 from fastseg.nn.patch_contrast import PatchContrast, PatchContrastTerms
 from fastseg.nn.patch_entropy import PatchSampler
 from fastseg.nn.patch_nce import PatchNCE
@@ -10,6 +11,7 @@ from fastseg.nn.region_pool import RegionPool, SoftRegionPool
 from fastseg.nn.region_pretext import RegionPretext, RegionPretextTerms, RegionView, grey_loss
 
 __all__ = [
+    "MaskedCrossEntropy",
     "MaskedWeightedBCE",
     "PatchContrast",
     "PatchContrastTerms",

@@ -75,7 +75,7 @@ class _AcrossRanks(torch.autograd.Function):
     def forward(ctx, logits, target, mask, weight, pos_weight, pseudo_weight, normalize, group):
         tensors = (logits, target, mask, weight, pos_weight)
         _, stats = masked_bce(*tensors, pseudo_weight, NORMALIZE["sum"])
-        loss, scales, count = _over_all(stats, logits.numel(), pseudo_weight, normalize, group)
+        loss, scales, count = over_all_ranks(stats, logits.numel(), pseudo_weight, normalize, group)
         ctx.pseudo_weight = pseudo_weight
         ctx.save_for_backward(*tensors, scales * count)
         return loss.to(loss_dtype(logits))
@@ -93,7 +93,7 @@ def _reference(logits, target, mask, weight, pos_weight, pseudo_weight, normaliz
         return masked_bce_reference(logits, target, source, weight, pos_weight, 0.0, "sum")[0]
 
     _, stats = masked_bce_reference(logits, target, mask, weight, pos_weight, pseudo_weight, "sum")
-    loss, scales, count = _over_all(stats, logits.numel(), pseudo_weight, normalize, group)
+    loss, scales, count = over_all_ranks(stats, logits.numel(), pseudo_weight, normalize, group)
     own = scales[0] * part(None if mask is None else mask == 1)
     if mask is not None and pseudo_weight:
         own = own + scales[1] * part(mask == 2)
@@ -101,7 +101,7 @@ def _reference(logits, target, mask, weight, pos_weight, pseudo_weight, normaliz
     return (own + (loss - own).detach()).to(loss_dtype(logits))
 
 
-def _over_all(stats: Tensor, voxels: int, pseudo_weight: float, normalize: str, group):
+def over_all_ranks(stats: Tensor, voxels: int, pseudo_weight: float, normalize: str, group=None):
     """The loss of all processes, the factor of each source's loss sum, and the number of processes."""
     totals = torch.cat((stats[:6], torch.full_like(stats[:1], voxels)))
     count = 1

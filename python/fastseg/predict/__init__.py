@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Sliding-window prediction from file to file, in memory that does not depend on the volume's size."""
 
+from fastseg.predict.decide import segmented
 from fastseg.predict.files import predict_to_file, raw_changed, show_progress
 from fastseg.predict.grid import Block, Grid, Tiling
 from fastseg.predict.network import Flips, choose_batch, fingerprint, probability_of
@@ -23,5 +24,6 @@ __all__ = [
     "raw_changed",
     "refine_file",
     "restore_file",
+    "segmented",
     "show_progress",
 ]

@@ -15,6 +15,7 @@ import torch
 
 from fastseg.data.outputs import ArraySpec, open_output
 from fastseg.data.volumes import Volume
+from fastseg.predict.decide import segmented
 from fastseg.predict.grid import Grid, Tiling
 from fastseg.predict.stream import CHUNK, Network, predict_blocks
 
@@ -27,6 +28,7 @@ def predict_to_file(
     *,
     classes: int = 1,
     threshold: float = 0.5,
+    exclusive: bool = False,
     probability: bool = True,
     device: torch.device | str = "cpu",
     settings: Mapping[str, Any] | None = None,
@@ -36,7 +38,7 @@ def predict_to_file(
     barrier: Callable[[], None] | None = None,
     quiet: bool = True,
 ) -> None:
-    """Write ``segmentation`` (uint8, 1 where the probability reaches the threshold) and ``probability`` (float16)
+    """Write ``segmentation`` (uint8, 1 where ``segmented`` says so) and ``probability`` (float16)
     of a volume to ``path``, an .h5 or .zarr, (z, y, x) for one class and (C, z, y, x) for more.
 
     network gives probabilities. The output appears under its name only when it is whole; until then finished
@@ -62,6 +64,7 @@ def predict_to_file(
     decided_by = {
         "raw changed": raw_changed(volume),
         "threshold": threshold,
+        "exclusive": exclusive,
         "tiling": asdict(tiling),
         **(settings or {}),
     }
@@ -78,7 +81,9 @@ def predict_to_file(
         for start, stop, values in predict_blocks(
             volume, network, tiling, classes=classes, device=device, blocks=pending
         ):
-            results = {"segmentation": (values >= threshold).view(torch.uint8).cpu().numpy()}
+            results = {
+                "segmentation": segmented(values, threshold, exclusive).view(torch.uint8).cpu().numpy()
+            }
             if probability:
                 results["probability"] = values.half().cpu().numpy()
             del values  # or it would be held while the next block is predicted

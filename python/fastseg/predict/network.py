@@ -30,11 +30,13 @@ def probability_of(
     device: torch.device,
     precision: torch.dtype | None = None,
     flips: Flips = "none",
+    exclusive: bool = False,
 ) -> Network:
     """Raw windows (B, channels, z, y, x) to probabilities, float32: intensity scaling, the network, a sigmoid.
 
     precision: autocast to it, None for float32. flips: mean over the window and its mirror images along y and x
-    ("plane", 4 passes) or along all axes ("volume", 8 passes).
+    ("plane", 4 passes) or along all axes ("volume", 8 passes). exclusive: a softmax in place of the sigmoid, over the
+    classes and a background of logit 0, as of ``fastseg.nn.MaskedCrossEntropy``.
     """
     shift, scale = (torch.tensor([values], device=device) for values in (intensity.shift, intensity.scale))
     axes = _FLIPPED_AXES[flips]
@@ -48,10 +50,16 @@ def probability_of(
             turned = image.flip(mirror).contiguous(memory_format=torch.channels_last_3d)
             with torch.autocast(device.type, precision, enabled=precision is not None):
                 logits = network(turned)
-            total = total + logits.float().sigmoid().flip(mirror)
+            total = total + _activated(logits.float(), exclusive).flip(mirror)
         return total / len(mirrors)
 
     return probability
+
+
+def _activated(logits: Tensor, exclusive: bool) -> Tensor:
+    if not exclusive:
+        return logits.sigmoid()
+    return torch.cat((torch.zeros_like(logits[:, :1]), logits), 1).softmax(1)[:, 1:]
 
 
 def choose_batch(network: Network, window: tuple[int, ...], dtype: np.dtype, device: torch.device) -> int:

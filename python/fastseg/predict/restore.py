@@ -8,17 +8,26 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 
 from fastseg.data.resampled import ResampledVolume
 from fastseg.data.volumes import Box, open_volume
+from fastseg.predict.decide import segmented
 from fastseg.predict.second_pass import second_pass
 
 
 def restore_file(
-    predicted: str, path: str, *, source: ResampledVolume, threshold: float, probability: bool, **options: Any
+    predicted: str,
+    path: str,
+    *,
+    source: ResampledVolume,
+    threshold: float,
+    exclusive: bool,
+    probability: bool,
+    **options: Any,
 ) -> None:
     """Write ``path`` on the grid of ``source.stored`` from ``predicted``, the prediction of ``source``: its
-    ``probability``, resampled as raw data are, and ``segmentation``, where that reaches the threshold.
+    ``probability``, resampled as raw data are, and ``segmentation``, as ``segmented`` says.
 
     options: as of ``second_pass``. Memory: a few bytes for each of at most 16 M voxels of the two grids.
     """
@@ -30,7 +39,9 @@ def restore_file(
     def compute(start: Box, stop: Box) -> Mapping[str, np.ndarray]:
         chance = back.read(start, stop)
         return {
-            "segmentation": (chance >= threshold).astype(np.uint8),
+            "segmentation": segmented(torch.from_numpy(chance), threshold, exclusive)
+            .view(torch.uint8)
+            .numpy(),
             "probability": chance.astype(np.float16),
         }
 
@@ -40,7 +51,12 @@ def restore_file(
         source=stored,
         channels=coarse.channels,
         probability=probability,
-        settings={"restored from": predicted, "ratio": list(source.ratio), "threshold": threshold},
+        settings={
+            "restored from": predicted,
+            "ratio": list(source.ratio),
+            "threshold": threshold,
+            "exclusive": exclusive,
+        },
         finer=math.prod(max(1 / ratio, 1.0) for ratio in source.ratio),
         **options,
     )

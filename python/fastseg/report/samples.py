@@ -17,7 +17,7 @@ from fastseg.data.volumes import Box
 from fastseg.methods.inference import predictor, tiling_of, trained_network
 from fastseg.metrics import count_confusion
 from fastseg.morphology import apply_steps
-from fastseg.predict import Network, predict_blocks
+from fastseg.predict import Network, predict_blocks, segmented
 from fastseg.train.checkpoint import RunFolder
 from fastseg.train.config import Config
 from fastseg.train.config_file import load_config
@@ -131,10 +131,10 @@ def _predict(
     part = volume.raw.crop(low, high)
     tiling = tiling_of(config, predict, part, device)
     classes = len(config.data.classes or [1])
-    chance = np.empty(part.shape, np.float32)
+    mask = np.empty(part.shape, bool)
     for start, stop, values in predict_blocks(part, predict, tiling, classes=classes, device=device):
-        chance[tuple(map(slice, start, stop))] = values[0].float().cpu().numpy()
-    mask = chance >= config.predict.threshold
+        found = segmented(values, config.predict.threshold, config.exclusive)[0]
+        mask[tuple(map(slice, start, stop))] = found.cpu().numpy()
     steps = config.predict.morphology_steps(len(config.data.patch), config.slice_axis)
     mask = apply_steps(mask, steps) if steps else mask
     inside = tuple(slice(a - p, b - p) for a, b, p in zip(place.low, place.high, low, strict=True))

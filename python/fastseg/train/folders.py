@@ -9,7 +9,8 @@ from fastseg.data.images import image_paths, image_size
 from fastseg.data.pairs import pair_by_name, pairs_of_csv
 from fastseg.data.volumes import is_image_folder
 from fastseg.errors import InputError
-from fastseg.train.config import Config, DataConfig, VolumeConfig
+from fastseg.train.config import Config
+from fastseg.train.data_config import DataConfig, VolumeConfig
 
 
 def each_image(config: Config) -> Config:

@@ -14,7 +14,8 @@ from fastseg.data.patches import PatchSampler, Sampling
 from fastseg.data.resampled import ratio_to, resampled, resampled_annotated
 from fastseg.data.volumes import Volume, open_volume
 from fastseg.errors import InputError
-from fastseg.train.config import AnnotatedConfig, Config, DataConfig, RegionConfig, VolumeConfig, VoxelSize
+from fastseg.train.config import Config
+from fastseg.train.data_config import AnnotatedConfig, DataConfig, RegionConfig, VolumeConfig, VoxelSize
 
 
 def open_training(
@@ -84,7 +85,7 @@ def open_annotated(entry: VolumeConfig, data: DataConfig) -> AnnotatedVolume:
         crop(labels, entry.region) if labels else None,
         crop(mask, entry.region) if mask else None,
         _annotation(entry.annotated, raw),
-        tuple(data.classes) if data.classes else None,
+        data.class_ids,
         data.ignore_label,
     )
     if data.voxel_size is None:

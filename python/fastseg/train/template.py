@@ -42,7 +42,8 @@ data:
                             # of an axis or of all: as stored. See docs/volumes.md
   patch: [16, 96, 96]       # z, y, x for a 3D network; [256, 256] makes it a 2D one
   slice_axis: z             # across the slices that a 2D network sees
-  classes: null             # null: label != 0; or ids, as in [1, 2], for one channel each
+  classes: null             # null: label != 0, also of numbered objects; or ids, [1, 2], or {nucleus: 1, fibre: 2}
+  exclusive: true           # of several classes a voxel is one at most; false: each is decided by itself
   ignore_label: null        # a label that says nothing, as in 255
   normalize: zscore         # per volume; or range (integers to 0..1), percentile (1st and 99th to 0 and 1), none
   sampling: {uniform: 0.1, labelled: 0.45, foreground: 0.45}   # shares of patch positions
