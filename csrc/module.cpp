@@ -79,4 +79,5 @@ PYBIND11_MODULE(_C, module) {
   fastseg::define_arrays(module);
   fastseg::define_enums(module);
   fastseg::define_eager_ops(module);
+  fastseg::define_array_boxes(module);
 }

@@ -64,3 +64,12 @@ def blend_tile(
     before_x: NDArray[np.float32],
     total_x: NDArray[np.float32],
 ) -> None: ...
+
+# Copies what of each array lies within out, of any strides, to its place there, with a cast that numpy calls safe;
+# nonzero: 1 where integers are not 0, to uint8.
+def copy_boxes(
+    out: NDArray[Any],
+    arrays: list[NDArray[Any]],
+    places: list[tuple[int, ...]],
+    nonzero: bool = False,
+) -> None: ...

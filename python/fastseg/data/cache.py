@@ -7,7 +7,7 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -20,6 +20,8 @@ class _Forked(Protocol):
 
 # What an entry of a cache takes beside its array, about; it bounds the number of chunks never written.
 _ENTRY_BYTES = 512
+
+_ABSENT: Any = object()
 
 # A lock that another thread of the parent held during the fork would stay locked in the child for ever.
 _locked: weakref.WeakSet[_Forked] = weakref.WeakSet()
@@ -49,6 +51,20 @@ class ChunkCache:
         self._chunks: OrderedDict[Hashable, np.ndarray | None] = OrderedDict()
         self._coming: dict[Hashable, Future[np.ndarray | None]] = {}
         self._lock = threading.Lock()
+
+    def get_all(
+        self, keys: Sequence[Hashable], load: Callable[[Any], np.ndarray | None]
+    ) -> list[np.ndarray | None]:
+        """As ``get`` of each key with ``load(key)``; those that are there take one turn of the lock together."""
+        with self._lock:
+            found = [self._chunks.get(key, _ABSENT) for key in keys]
+            for key, chunk in zip(keys, found, strict=True):
+                if chunk is not _ABSENT:
+                    self._chunks.move_to_end(key)
+        return [
+            self.get(key, lambda key=key: load(key)) if chunk is _ABSENT else chunk
+            for key, chunk in zip(keys, found, strict=True)
+        ]
 
     def get(self, key: Hashable, load: Callable[[], np.ndarray | None]) -> np.ndarray | None:
         with self._lock:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Boxes assembled from the chunks of a file: fetched as stored, decoded by any thread, each once while it is cached.
+"""Boxes assembled from the chunks of a file: fetched as stored, decoded by any thread, each once while it is cached,
+and copied in one call outside Python's lock.
 
 A source takes part by two methods: ``chunk_bytes(index)`` gives a chunk as it is stored, None if it was never
 written, and ``decode(stored)`` gives the array of a whole chunk, of fill values for None. Neither holds a lock.
@@ -8,17 +9,22 @@ written, and ``decode(stored)`` gives the array of a whole chunk, of fill values
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from typing import Any
 
 import numpy as np
 
+from fastseg import _C
 from fastseg.data.cache import ChunkCache
 from fastseg.data.sources import Slices, Source, describe_box, reason
 from fastseg.errors import InputError
 
 # As for HDF5: a few patches' chunks, so that reading slice by slice decodes each chunk once.
 _CACHE_BYTES = 64 << 20
+
+# Of decoded chunks that are copied by one call, and held until then: all that a patch touches, few of a large box.
+_HELD_BYTES = 8 << 20
 
 
 class ChunkedSource(Source):
@@ -56,8 +62,11 @@ class ChunkedSource(Source):
 
     def read(self, slices: Slices) -> np.ndarray:
         out = np.empty([s.stop - s.start for s in slices], self.dtype.newbyteorder("="))
-        read_chunked(self, slices, out, self._cache)
+        self.read_into(slices, out)
         return out
+
+    def read_into(self, slices: Slices, out: np.ndarray) -> None:
+        read_chunked(self, slices, out, self._cache)
 
 
 def offers_chunks(source: Source) -> bool:
@@ -71,19 +80,21 @@ def read_chunked(source: Source, slices: Slices, out: np.ndarray, cache: ChunkCa
     """Fill ``out``, which has the file's axes, with the box ``slices``. InputError names a damaged chunk's place."""
     assert source.chunks is not None
     touched = [range(s.start // c, -(-s.stop // c)) for s, c in zip(slices, source.chunks, strict=True)]
-    for index in itertools.product(*touched):
-        chunk = cache.get((source.name, index), lambda i=index: _load(source, i))
-        if chunk is None:
-            chunk = cache.get((source.name, None), lambda: source.decode(None))
-        inside, outside = [], []
-        for i, c, s in zip(index, source.chunks, slices, strict=True):
-            low, high = max(i * c, s.start), min((i + 1) * c, s.stop)
-            inside.append(slice(low - i * c, high - i * c))
-            outside.append(slice(low - s.start, high - s.start))
-        out[tuple(outside)] = chunk[tuple(inside)]
+    # Chunks beyond the grid's last are not asked for, but the last one may reach beyond the box, as may the first.
+    places = [[i * c - s.start for i in r] for r, c, s in zip(touched, source.chunks, slices, strict=True)]
+    keys = ((source.name, index) for index in itertools.product(*touched))
+    corners = itertools.product(*places)
+    held = max(1, _HELD_BYTES // (math.prod(source.chunks) * source.dtype.itemsize))
+    while some := list(itertools.islice(keys, held)):
+        chunks = cache.get_all(some, lambda key: _load(source, key))
+        if any(chunk is None for chunk in chunks):
+            empty = cache.get((source.name, None), lambda: source.decode(None))
+            chunks = [empty if chunk is None else chunk for chunk in chunks]
+        _C.copy_boxes(out, chunks, list(itertools.islice(corners, held)))
 
 
-def _load(source: Source, index: tuple[int, ...]) -> np.ndarray | None:
+def _load(source: Source, key: Any) -> np.ndarray | None:
+    index = key[1]
     try:
         stored = source.chunk_bytes(index)
         return None if stored is None else source.decode(stored)

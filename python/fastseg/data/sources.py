@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fastseg import _C
 from fastseg.data.open_files import OpenFile
 from fastseg.errors import InputError
 
@@ -46,6 +47,10 @@ class Source(OpenFile):
         """The box ``slices`` of the file, one slice of step 1 per axis."""
         raise NotImplementedError
 
+    def read_into(self, slices: Slices, out: np.ndarray) -> None:
+        """The same to ``out``, a view of any strides and of a dtype that holds the file's."""
+        out[...] = self.read(slices)
+
 
 class NpySource(Source):
     def __init__(self, path: str) -> None:
@@ -62,8 +67,13 @@ class NpySource(Source):
             raise InputError(f"{self.path} cannot be opened as .npy: {reason(error)}") from error
 
     def read(self, slices: Slices) -> np.ndarray:
-        with self.handle() as array:
-            return np.array(array[slices])
+        out = np.empty([s.stop - s.start for s in slices], self.dtype.newbyteorder("="))
+        self.read_into(slices, out)
+        return out
+
+    def read_into(self, slices: Slices, out: np.ndarray) -> None:
+        with self.handle() as array:  # pages that are not in memory yet are waited for outside Python's lock
+            _C.copy_boxes(out, [array], [tuple(-s.start for s in slices)])
 
 
 def guess_axes(ndim: int) -> str:

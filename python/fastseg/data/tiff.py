@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from fastseg import _C
 from fastseg.data.cache import ChunkCache
 from fastseg.data.chunks import read_file
 from fastseg.data.codecs import stored_bytes
@@ -110,9 +111,14 @@ class TiffSource(Source):
         return file
 
     def read(self, slices: Slices) -> np.ndarray:
+        out = np.empty([s.stop - s.start for s in slices], self.dtype.newbyteorder("="))
+        self.read_into(slices, out)
+        return out
+
+    def read_into(self, slices: Slices, out: np.ndarray) -> None:
         try:
             with self.handle() as file:
-                return self._read(file, slices)
+                self._read(file, slices, out)
         except InputError:
             raise
         except Exception as error:  # each compression fails in its own way
@@ -120,22 +126,22 @@ class TiffSource(Source):
                 f"{self.path} cannot be read at {describe_box(slices)}: {reason(error)}"
             ) from error
 
-    def _read(self, file: Any, slices: Slices) -> np.ndarray:
+    def _read(self, file: Any, slices: Slices, out: np.ndarray) -> None:
         series = file.series[0]
         if self.mapped:
             stored = series.dtype.newbyteorder(file.byteorder)  # the series states the native order
             array = np.memmap(self.path, stored, "r", series.dataoffset, self.shape)
-            return np.array(array[slices])
+            _C.copy_boxes(out, [array], [tuple(-s.start for s in slices)])
+            return
         if not self.is_paged:
-            return self._cache.get("series", series.asarray)[slices].copy()
+            out[...] = self._cache.get("series", series.asarray)[slices]
+            return
         leading, within = self.shape[: -self.page_axes], slices[-self.page_axes :]
         ranges = [range(s.start, s.stop) for s in slices[: -self.page_axes]]
-        out = np.empty([s.stop - s.start for s in slices], self.dtype)
         for position in np.ndindex(*map(len, ranges)):
             index = [r[i] for r, i in zip(ranges, position, strict=True)]
             page = int(np.ravel_multi_index(index, leading)) if index else 0
             self._read_page(series, page, within, out[position])
-        return out
 
     def _read_page(self, series: Any, number: int, box: Slices, out: np.ndarray) -> None:
         with self._pages_lock:
@@ -152,12 +158,8 @@ class TiffSource(Source):
         view = out[tuple(slice(None) if place in self.places else None for place in range(5))]
         for segment, start in _touched(page.keyframe, ranges):
             data = self._cache.get((number, segment), lambda p=page, s=segment: self._decode(p, s))
-            target, within = [], []
-            for low, extent, part in zip(start, (1, *data.shape), ranges, strict=True):
-                first, last = max(low, part.start), min(low + extent, part.stop)
-                target.append(slice(first - part.start, last - part.start))
-                within.append(slice(first - low, last - low))
-            view[tuple(target)] = data[tuple(within[1:])]
+            place = tuple(low - part.start for low, part in zip(start, ranges, strict=True))
+            _C.copy_boxes(view, [data[None].astype(self.dtype, copy=False)], [place])
 
     def _decode(self, page: Any, segment: int) -> np.ndarray:
         """A strip or tile as (depth, rows, columns, samples)."""

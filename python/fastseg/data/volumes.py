@@ -116,7 +116,7 @@ class Volume:
             if self.cache is not None:
                 read_chunked(self.source, slices, target, self.cache)
             else:
-                target[...] = self.source.read(slices)
+                self.source.read_into(slices, target)
             return out
         array = self.source.read(slices)
         order = [self.axes.index(axis) for axis in "tczyx" if axis in self.axes]
