@@ -61,12 +61,17 @@ def _content(source, labels):
         from fastseg.data import open_volume
 
         return open_volume(source)[:][0].astype("u1"), (open_volume(labels)[:][0] > 0).astype("u1")
+    return smooth_noise(SHAPE)
+
+
+def smooth_noise(shape):
+    """Grey levels about as hard to compress as a micrograph's, and blobs as their labels."""
     from fastseg.data.phantoms import gaussian_blur
 
     rng = np.random.default_rng(0)
-    smooth = gaussian_blur(rng.normal(size=SHAPE).astype("f4"), np.array([4.0, 4.0, 4.0]))
+    smooth = gaussian_blur(rng.normal(size=shape).astype("f4"), np.array([4.0, 4.0, 4.0]))
     smooth /= smooth.std()
-    raw = np.clip(128 + 30 * smooth + rng.normal(0, 12, SHAPE), 0, 255).astype("u1")
+    raw = np.clip(128 + 30 * smooth + rng.normal(0, 12, shape), 0, 255).astype("u1")
     return raw, (smooth > 1.6).astype("u1")
 
 

@@ -8,7 +8,7 @@ import gzip
 import json
 import resource
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
@@ -161,6 +161,19 @@ def test_streams_one_after_another_are_one(name: str) -> None:
     for left, most in ((data, 6), (data[:20], 7), (b"junk", 7)):
         with pytest.raises((ValueError, OSError, EOFError, codecs.lzma.LZMAError)):
             codecs.decode(name, {}, left, most)
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, codecs.zlib.compress])
+def test_a_deflated_stream_is_as_long_as_the_chunk(compress: Callable[[bytes], bytes]) -> None:
+    """zlib's streams come under the name of gzip too."""
+    content = bytes(range(256)) * 40
+    data = compress(content)
+    for view in (data, memoryview(data)):
+        assert codecs.decode("gzip", {}, view, len(content)) == content
+    flipped = data[:30] + bytes([data[30] ^ 1]) + data[31:]
+    for damaged in (data + b"more", data[:-1], data[:-5], data[:12], b"", flipped):
+        with pytest.raises((ValueError, RuntimeError, codecs.zlib.error)):
+            codecs.decode("gzip", {}, damaged, len(content))
 
 
 def test_an_lzma_dictionary_beyond_reason_is_refused() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bz2
 import lzma
+import math
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +16,9 @@ from typing import Any
 import numpy as np
 
 _MOST_DICTIONARY = 1 << 30
+
+# How a gzip stream begins. N5 and old Zarr files may hold zlib's instead, under the same name.
+_GZIP = b"\x1f\x8b"
 
 # What numcodecs may be asked for by a file's metadata. Its codec `pickle` would run code out of the file.
 _FILTERS = ("adler32", "astype", "bitround", "crc32", "delta", "fixedscaleoffset", "fletcher32")
@@ -67,6 +71,14 @@ def known_codec(name: str, settings: Mapping[str, Any]) -> bool:
 
 
 def _inflate(data: Any, most: int) -> bytes:
+    if bytes(data[:2]) == _GZIP:
+        import imagecodecs
+
+        # libdeflate: in half the time of Python's zlib. It stops at the stream's end, whatever follows.
+        content = imagecodecs.gzip_decode(data, out=most)
+        if int.from_bytes(data[-4:], "little") != len(content) % 2**32:
+            raise ValueError("its compressed stream is too short or too long")
+        return content
     stream = zlib.decompressobj(wbits=47)  # zlib or gzip, whichever the header says
     # One byte more than there should be shows a stream that is too long without decoding all of it.
     content = stream.decompress(data, most + 1)
@@ -135,7 +147,7 @@ def _checked_crc32c(data: Any) -> memoryview:
 def as_array(data: Any, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     """Decoded bytes as an array; ValueError unless they are as many as it takes."""
     flat = data.reshape(-1).view(np.uint8) if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8)
-    wanted = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+    wanted = dtype.itemsize * math.prod(shape)
     if len(flat) != wanted:
         raise ValueError(f"it holds {len(flat)} bytes instead of {wanted}")
     return flat.view(dtype).reshape(shape)
