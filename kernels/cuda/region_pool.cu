@@ -8,10 +8,10 @@
 // way, over fewer ranges so that all tables stay small beside the features: slower, and as repeatable.
 // Channels last, a warp takes 32 channels, adds up runs of voxels of one label in registers, lane by lane.
 // A second kernel merges the tables of all ranges in order, in float64. Read per voxel: its features once.
-#include "region_pool_columns.h"
 #include "region_pool_count.cuh"
 #include "region_pool_lanes.cuh"
 #include "region_pool_stats.cuh"
+#include "region_pool_sums.h"
 
 namespace fastseg {
 namespace {
@@ -251,6 +251,7 @@ auto with_stat(ScalarKind kind, RegionReduce reduce, Run run) {
 
 size_t region_pool_scratch_cuda(const RegionLabels& in, const RegionFeatures& features, RegionReduce reduce) {
   if (takes_columns(in, features, reduce)) return column_scratch(in, features);
+  if (takes_tables(in, features, reduce)) return table_scratch(in, features);
   size_t bytes = 0;
   (void)with_stat(features.kind, reduce, [&](auto type, auto stat) {
     const Plan plan = make_plan<decltype(stat), decltype(type)>(in, features.features);
@@ -264,6 +265,7 @@ cudaError_t region_pool_cuda(const RegionLabels& in, const RegionFeatures& featu
                              const RegionResults& results, void* scratch, cudaStream_t stream) {
   if (takes_columns(in, features, reduce))
     return pool_columns(in, features, reduce, results, scratch, stream);
+  if (takes_tables(in, features, reduce)) return pool_tables(in, features, reduce, results, scratch, stream);
   return with_stat(features.kind, reduce, [&](auto type, auto stat) {
     return pool<decltype(type), decltype(stat)>(in, features.features, reduce, results, scratch, stream);
   });

@@ -10,26 +10,21 @@
 // Sums are float32 over a tile, then over a range of 64 Ki voxels at most, then float64; the order never
 // changes, so results are the same bit for bit. Counts are integers, in the same pass. Read per voxel: its
 // label once for 32 channels, and its features.
-#include "region_pool_columns.h"
-#include "region_pool_stats.cuh"
+#include "region_pool_ranges.cuh"
+#include "region_pool_sums.h"
 
 namespace fastseg {
 namespace {
 
 constexpr int64_t kMostColumnRegions = 512;  // three tables fit a multiprocessor of an H200
-// What one wave of blocks fills: the processors of an H200 and their shared memory. Not asked of the device,
-// so that results depend on shapes alone.
-constexpr int64_t kProcessors = 132, kProcessorBytes = 228 * 1024, kReservedBytes = 1024;
 constexpr int64_t kFewestColumnVoxels = 1024, kMostColumnVoxels = 64 * 1024;  // of a range
-constexpr int kSlices = 32;                                                   // of a merge
 
 // Of four labels, in the upper bits of the first.
 constexpr uint32_t kMixed = 0, kSame = 1u << 30, kDistinct = 2u << 30, kClass = 3u << 30;
 
-struct ColumnPlan {
-  int streams;
-  int64_t columns, groups, partitions, partition_voxels, units;
-};
+int streams_of(const RegionLabels& in) {
+  return in.channels > 16 ? 1 : in.channels > 4 ? 2 : in.channels > 1 ? 8 : 32;
+}
 
 // Blocks that the registers allow a multiprocessor without spilling.
 constexpr int resident(int streams) { return streams == 1 || streams == 32 ? 8 : 12; }
@@ -78,13 +73,13 @@ size_t column_bytes(int streams, int64_t num_regions) {
 }
 
 template <class T>
-ColumnPlan make_column_plan(const RegionLabels& in) {
-  ColumnPlan plan{};
-  plan.streams = in.channels > 16 ? 1 : in.channels > 4 ? 2 : in.channels > 1 ? 8 : 32;
-  plan.columns = 32 / plan.streams;
+RangePlan make_column_plan(const RegionLabels& in) {
+  RangePlan plan{};
+  const int streams = streams_of(in);
+  plan.columns = 32 / streams;
   plan.groups = (in.channels + plan.columns - 1) / plan.columns;
-  const int64_t bytes = column_bytes<T>(plan.streams, in.num_regions) + kReservedBytes;
-  const int64_t wave = kProcessors * std::min<int64_t>(resident(plan.streams), kProcessorBytes / bytes);
+  const int64_t bytes = column_bytes<T>(streams, in.num_regions) + kReservedBytes;
+  const int64_t wave = kProcessors * std::min<int64_t>(resident(streams), kProcessorBytes / bytes);
   const int64_t others = std::max<int64_t>(1, in.batch * plan.groups);
   plan.partitions = std::max({int64_t(1), std::min(wave / others, in.voxels / kFewestColumnVoxels),
                               (in.voxels + kMostColumnVoxels - 1) / kMostColumnVoxels});
@@ -94,25 +89,11 @@ ColumnPlan make_column_plan(const RegionLabels& in) {
   return plan;
 }
 
-// The labels of a tile, a voxel of every 32 for each lane; no label behind the end.
-template <int kLabels>
-__device__ __forceinline__ void read_labels(const RegionLabels& in, int64_t of_sample, int64_t start,
-                                            int64_t end, uint64_t (&labels)[kLabels]) {
-  with_label_type(in.label_kind, [&](auto type, auto) {
-    const auto* ids = static_cast<const decltype(type)*>(in.regions) + of_sample;
-#pragma unroll
-    for (int i = 0; i < kLabels; ++i) {
-      const int64_t voxel = start + i * 32 + threadIdx.x;
-      labels[i] = voxel < end ? uint64_t(ids[voxel]) : ~uint64_t(0);
-    }
-  });
-}
-
 // Block: a range of voxels of a sample and a group of channels, groups of the same voxels one after the
 // other. Lane: column lane % kColumns, stream lane / kColumns.
 template <class T, int kStreams>
 __global__ void __launch_bounds__(32, resident(kStreams))
-    column_kernel(RegionLabels in, const T* features, ColumnPlan plan, bool vectors, float* sums,
+    column_kernel(RegionLabels in, const T* features, RangePlan plan, bool vectors, float* sums,
                   uint32_t* counts) {
   using Tile = ColumnTile<T, kStreams>;
   using Piece = typename Tile::Piece;
@@ -250,10 +231,13 @@ __global__ void __launch_bounds__(32, resident(kStreams))
   for (int r = lane; r < in.num_regions; r += 32) counts[int64_t(range) * in.num_regions + r] = tile.count[r];
 }
 
-// A block per 32 entries of a group of channels: a warp adds up every kSlices-th range.
+constexpr int kSlices = 32;  // of a merge
+
+// A block per 32 entries of a group of channels: a warp adds up every kSlices-th range. Without `counts` of
+// the ranges those of the regions are in results.count already.
 __global__ void __launch_bounds__(32 * kSlices)
-    column_merge_kernel(RegionLabels in, ColumnPlan plan, bool mean, const float* sums,
-                        const uint32_t* counts, RegionResults results) {
+    merge_ranges_kernel(RegionLabels in, RangePlan plan, bool mean, const float* sums, const uint32_t* counts,
+                        RegionResults results) {
   __shared__ double sum_of[kSlices][32];
   __shared__ int64_t count_of[kSlices][32];
   const int lane = threadIdx.x % 32, slice = threadIdx.x / 32;
@@ -267,7 +251,7 @@ __global__ void __launch_bounds__(32 * kSlices)
 #pragma unroll 4
     for (int64_t p = first + slice; p < first + plan.partitions; p += kSlices) {
       sum += double(sums[(p * plan.groups + group) * entries + entry]);
-      count += counts[p * in.num_regions + region];
+      if (counts) count += counts[p * in.num_regions + region];
     }
   }
   sum_of[slice][lane] = sum;
@@ -279,15 +263,16 @@ __global__ void __launch_bounds__(32 * kSlices)
     sum += sum_of[s][lane];
     count += count_of[s][lane];
   }
+  if (!counts) count = results.count[row];
   if (results.mean) {  // of no channels there is none
     static_cast<float*>(results.mean)[row * in.channels + channel] =
         float(mean && count > 0 ? sum / double(count) : sum);
   }
-  if (channel == 0) results.count[row] = count;
+  if (counts && channel == 0) results.count[row] = count;
 }
 
 template <class T, int kStreams>
-cudaError_t launch_columns(const RegionLabels& in, const T* features, const ColumnPlan& plan, float* sums,
+cudaError_t launch_columns(const RegionLabels& in, const T* features, const RangePlan& plan, float* sums,
                            uint32_t* counts, cudaStream_t stream) {
   const auto kernel = column_kernel<T, kStreams>;
   const size_t bytes = ColumnTile<T, kStreams>::bytes(in.num_regions);
@@ -302,30 +287,28 @@ template <class T>
 cudaError_t pool(const RegionLabels& in, const void* values, bool mean, const RegionResults& results,
                  void* scratch, cudaStream_t stream) {
   const auto* features = static_cast<const T*>(values);
-  const ColumnPlan plan = make_column_plan<T>(in);
+  const RangePlan plan = make_column_plan<T>(in);
   if (plan.units * in.num_regions == 0) return cudaSuccess;
   auto* sums = static_cast<float*>(scratch);
   auto* counts = reinterpret_cast<uint32_t*>(sums + plan.units * plan.columns * in.num_regions);
-  const auto run = plan.streams == 1   ? launch_columns<T, 1>
-                   : plan.streams == 2 ? launch_columns<T, 2>
-                   : plan.streams == 8 ? launch_columns<T, 8>
-                                       : launch_columns<T, 32>;
+  const int streams = streams_of(in);
+  const auto run = streams == 1   ? launch_columns<T, 1>
+                   : streams == 2 ? launch_columns<T, 2>
+                   : streams == 8 ? launch_columns<T, 8>
+                                  : launch_columns<T, 32>;
   const cudaError_t status = run(in, features, plan, sums, counts, stream);
   if (status != cudaSuccess) return status;
-  const int64_t chunks = (in.num_regions * plan.columns + 31) / 32;
-  return launch(column_merge_kernel, unsigned(in.batch * plan.groups * chunks), 32 * kSlices, 0, stream, in,
-                plan, mean, sums, counts, results);
-}
-
-// Calls run with a value of the features' type; float64 is not among them.
-template <class Run>
-auto with_short_type(ScalarKind kind, Run run) {
-  if (kind == ScalarKind::kBFloat16) return run(__nv_bfloat16());
-  if (kind == ScalarKind::kFloat16) return run(__half());
-  return run(float());
+  return merge_ranges(in, plan, mean, sums, counts, results, stream);
 }
 
 }  // namespace
+
+cudaError_t merge_ranges(const RegionLabels& in, const RangePlan& plan, bool mean, const float* sums,
+                         const uint32_t* counts, const RegionResults& results, cudaStream_t stream) {
+  const int64_t chunks = (in.num_regions * plan.columns + 31) / 32;
+  return launch(merge_ranges_kernel, unsigned(in.batch * plan.groups * chunks), 32 * kSlices, 0, stream, in,
+                plan, mean, sums, counts, results);
+}
 
 bool takes_columns(const RegionLabels& in, const RegionFeatures& features, RegionReduce reduce) {
   return (reduce == RegionReduce::kSum || reduce == RegionReduce::kMean) && !in.channels_last &&
@@ -334,7 +317,7 @@ bool takes_columns(const RegionLabels& in, const RegionFeatures& features, Regio
 
 size_t column_scratch(const RegionLabels& in, const RegionFeatures& features) {
   return with_short_type(features.kind, [&](auto type) {
-    const ColumnPlan plan = make_column_plan<decltype(type)>(in);
+    const RangePlan plan = make_column_plan<decltype(type)>(in);
     return size_t(plan.units * plan.columns + in.batch * plan.partitions) * in.num_regions * sizeof(float);
   });
 }

@@ -22,9 +22,9 @@ def both(function, libraries, seed=0):
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("num_regions", [5, 2400, 20000])
+@pytest.mark.parametrize("num_regions", [5, 2400, 20000, 60000])
 def test_ranges_and_tables_of_every_size(libraries, num_regions, layout):
-    """Three ranges of 5 regions; 2400 in shared memory for sums but not for all statistics; 20000 never."""
+    """Three ranges of 5 regions; 2400 and 20000 in shared memory for sums but not for all statistics; 60000 never."""
     shape = (1, 2, 97, 128) if num_regions == 5 else (1, 2, 16, 16)
     case = make_case(shape, torch.float32, num_regions, "random", torch.int32, layout)
     for reduce in ("mean", "stats"):
@@ -52,6 +52,27 @@ def test_a_column_for_every_lane(libraries, channels, num_regions, dtype, labels
     torch.testing.assert_close(ours, truth, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("labels", ["random", "blocks", "of seven"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("channels", "width", "num_regions"), [(9, 100, 600), (3, 101, 5000), (2, 100, 13000)]
+)
+def test_a_table_for_every_warp(libraries, channels, width, num_regions, dtype, labels):
+    """Nine tiles and a rest, of 600 regions in two ranges; blocks of 8, 4 and 2 warps, the last of nine channels with
+    one at work; groups of 32 voxels with one region, with a few several times, with none twice."""
+    shape = (1, channels, 97, width)
+    kind = "blocks" if labels == "blocks" else "random"
+    features, regions = make_case(shape, dtype, num_regions, kind, torch.int64, "contiguous")
+    if labels == "of seven":
+        regions = torch.where(regions < 0, regions, regions % 7 + num_regions - 7)
+    for reduce in ("mean", "sum"):
+        ours, truth = both(
+            lambda impl, reduce=reduce: region_pool(features, regions, num_regions, reduce=reduce, impl=impl),
+            libraries,
+        )
+        torch.testing.assert_close(ours, truth, rtol=1e-5, atol=1e-4)
+
+
 def same_bits(function, libraries):
     results = []
     for seed in SEEDS:
@@ -66,6 +87,12 @@ def same_bits(function, libraries):
 def test_the_same_bits_in_every_order(libraries, reduce, layout):
     features, regions = make_case((1, 9, 45, 100), torch.float32, 6, "random", torch.uint8, layout)
     same_bits(lambda: [region_pool(features, regions, 6, reduce=reduce, impl="fused")], libraries)
+
+
+@pytest.mark.parametrize("labels", ["random", "blocks"])
+def test_the_same_bits_of_tables_in_every_order(libraries, labels):
+    features, regions = make_case((1, 9, 97, 100), torch.float32, 600, labels, torch.int16, "contiguous")
+    same_bits(lambda: [region_pool(features, regions, 600, impl="fused")], libraries)
 
 
 @pytest.mark.parametrize(("parts", "grey"), [(5, True), (40, False)])
