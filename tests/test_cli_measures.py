@@ -26,6 +26,9 @@ def test_bench_writes_the_rates_of_the_pipeline(tmp_path: Path) -> None:
         assert rates[stage]["patches_per_second"] > 0
         voxels = rates[stage]["voxels_per_second"] / rates[stage]["patches_per_second"]
         assert voxels == pytest.approx(patch[0] * patch[1] * patch[2])
+    assert 20 < rates["step"]["launches"] < 1000
+    assert rates["graphed_step"] is None
+    assert f"a training step: {rates['step']['launches']} launches" in done.stdout
     assert "say what to time" in fastseg("bench", config).stderr
 
 

@@ -53,7 +53,7 @@ def test_an_unlabelled_sample_of_a_mixed_batch_gives_segmentation_no_gradient(sc
         seen.append(logits)
 
     network.network.segmentation.register_forward_hook(keep)
-    loss, _ = task.loss(batch, 0)
+    loss, _ = task.loss(task.inputs(batch, 0), 0)
     loss.backward()
     gradient = seen[0].grad
     assert gradient is not None
@@ -74,7 +74,9 @@ def test_the_loss_of_a_step_is_weighted_and_all_images_are_restored(scene: Path)
         for weights in ((0.98, 0.02), (1.0, 0.0), (0.0, 1.0))
     }
     batch, _ = both_kinds(tasks[0.98, 0.02])
-    losses = {weights: float(task.loss(batch, 0)[0].detach()) for weights, task in tasks.items()}
+    losses = {
+        weights: float(task.loss(task.inputs(batch, 0), 0)[0].detach()) for weights, task in tasks.items()
+    }
     expected = 0.98 * losses[1.0, 0.0] + 0.02 * losses[0.0, 1.0]
     assert losses[0.98, 0.02] == pytest.approx(expected, rel=1e-5)
     image = (batch.raw.float() - batch.shift.view(-1, 1, 1, 1, 1)) * batch.scale.view(-1, 1, 1, 1, 1)
@@ -151,7 +153,7 @@ def test_pretraining_restores_what_was_there_before(scene: Path, normalize: str)
     image = (batch.raw.float() - batch.shift.view(-1, 1, 1, 1, 1)) * batch.scale.view(-1, 1, 1, 1, 1)
     shown: list[torch.Tensor] = []
     task.network.register_forward_hook(lambda module, inputs, out: shown.extend((inputs[0], out)))
-    loss, _ = task.loss(batch, 0)
+    loss, _ = task.loss(task.inputs(batch, 0), 0)
     bounded = normalize in ("percentile", "range")
     clean = image.clamp(0, 1) if bounded else image
     restored = shown[1].sigmoid() if bounded else shown[1]

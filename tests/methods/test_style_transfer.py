@@ -105,11 +105,11 @@ def test_steps_are_those_of_the_published_code(scene: Path) -> None:
     with torch.no_grad():  # far from the tiny weights of the beginning
         for mine, theirs in zip(task.network.parameters(), twin.network.parameters(), strict=True):
             theirs.copy_(mine.mul_(20))
-    stepper = Stepper(task.updates(task.config.train), task.config.train, Ranks(), task.shared)
+    stepper = Stepper(task.updates(task.config.train), task.config.train, Ranks(), task)
     rows, rounds = [], []
     for step, batch in enumerate(task.batches(0, 3)):
         source, target = task._images(batch)
-        rounds.append((source, target, task._places(torch.cat([target, source]), step)))
+        rounds.append((source, target, task._places(target, step)))
         rows.append(stepper.step(batch, step))
     assert not any("gradient_norm" in name for name in rows[0])  # nothing is clipped
     for row, published in zip(rows, published_steps(twin, rounds), strict=True):
@@ -124,10 +124,11 @@ def test_steps_are_those_of_the_published_code(scene: Path) -> None:
 def test_without_identity_source_images_are_not_restyled(scene: Path) -> None:
     task = task_of(config_of(scene, "style.identity=false"))
     batch = next(iter(task.batches(0, 1)))
-    made = task.shared(batch, 0).made
+    made = task.shared(task.inputs(batch, 0), 0).made
     assert len(made) == 2
     torch.testing.assert_close(made, task.generator.cut(task._images(batch)[1]))
-    whole = task_of(config_of(scene)).shared(batch, 0)
+    both = task_of(config_of(scene))
+    whole = both.shared(both.inputs(batch, 0), 0)
     assert len(whole.made) == 4
     assert [len(places) for places in whole.places] == [4] * 5
 

@@ -30,7 +30,7 @@ def gradients(rank: int, config: Config, count: int) -> tuple[dict[str, float], 
     biases before an instance norm are rounding alone."""
     task = in_float64(task_of(config, Ranks(rank, count)))
     updates = task.updates(config.train)
-    stepper = Stepper(updates, task.config.train, task.ranks, task.shared)
+    stepper = Stepper(updates, task.config.train, task.ranks, task)
     found: list[Tensor] = []
     for update in updates:  # before each optimizer's step
         update.optimizer.register_step_pre_hook(

@@ -173,7 +173,8 @@ def gpu_tests(check: Check, limit: float) -> Result:
     """Several processes share the GPU; a few cores are left to the sanitizers and compilers beside them."""
     only = ("-k", "cuda") if check.gpu else ()
     workers = max(1, cores() - 2 - compilers())
-    return run_pytest(check, "tests_ops", limit, "tests/ops", *only, on_gpu=check.gpu, workers=workers)
+    where = ("tests/ops", "tests/train/test_graph_cuda.py")
+    return run_pytest(check, "tests_ops", limit, *where, *only, on_gpu=check.gpu, workers=workers)
 
 
 def huge_tests(check: Check, limit: float) -> Result:

@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from fastseg.methods.registry import prepare
 from fastseg.train.checkpoint import write_atomically
 from fastseg.train.config import Config
 from fastseg.train.device import device_name
+from fastseg.train.launches import Count, count
 from fastseg.train.ranks import Ranks, join
 from fastseg.train.stepper import Stepper
 from fastseg.train.task import Task
@@ -30,12 +31,15 @@ _ROUNDS = 5
 
 @dataclass(frozen=True)
 class Rates:
-    """Patches per second of the stages, each the median of the rounds, and voxels of one patch."""
+    """Patches per second of the stages, each the median of the rounds, and voxels of one patch. step: what a training
+    step asks of the device; graphed: what one does whose gradients are replayed, None where none is."""
 
     loader: float
     model: float
     end_to_end: float
     voxels_per_patch: int
+    step: Count
+    graphed: Count | None
 
     @property
     def efficiency(self) -> float:
@@ -63,6 +67,8 @@ def bench_pipeline(config: Config, seconds: float, path: str | None = None) -> l
             )
         ),
         f"end to end is {100 * rates.efficiency:.1f} % of model only",
+        f"a training step: {_counted(rates.step)}",
+        *([] if rates.graphed is None else [f"replayed as a CUDA graph: {_counted(rates.graphed)}"]),
     ]
 
 
@@ -73,10 +79,12 @@ def measure_pipeline(task: Task, config: Config, ranks: Ranks, seconds: float) -
     """
     # The learning rate's schedule must not come to an end before the clock does.
     endless = config.train.model_copy(update={"steps": 1 << 30})
-    stepper, device = Stepper(task.updates(endless), endless, ranks, task.shared), ranks.device
+    stepper, device = Stepper(task.updates(endless), endless, ranks, task), ranks.device
     with closing(task.batches(0, endless.steps)) as batches:
         first = next(batches)
         stepper.step(first, 0)
+        # The second finds the optimizer's state and is not captured yet.
+        step = count(lambda: stepper.step(first, 0))
 
         def load() -> None:
             next(batches)
@@ -91,10 +99,20 @@ def measure_pipeline(task: Task, config: Config, ranks: Ranks, seconds: float) -
         ahead = config.data.threads + 2
         stages = ((load, ahead), (learn, 1), (both, ahead))
         rounds = [[_rate(*stage, seconds / _ROUNDS, device) for stage in stages] for _ in range(_ROUNDS)]
+        graphed = None
+        if stepper.graphed is not None and stepper.graphed.captured is not None:
+            beside = count(lambda: stepper.step(first, 0))
+            graphed = replace(
+                beside, launches=beside.launches + 1
+            )  # of the graph, which torch does not dispatch
     loader, model, end_to_end = (
         config.train.batch * statistics.median(column) for column in zip(*rounds, strict=True)
     )
-    return Rates(loader, model, end_to_end, math.prod(config.patch))
+    return Rates(loader, model, end_to_end, math.prod(config.patch), step, graphed)
+
+
+def _counted(counted: Count) -> str:
+    return f"{counted.launches} launches, {counted.allocations} allocations, {counted.waits} waits for the device"
 
 
 def _rate(run: Callable[[], None], uncounted: int, seconds: float, device: torch.device) -> float:
@@ -123,6 +141,8 @@ def _record(rates: Rates, config: Config, device: str) -> dict[str, Any]:
     return {
         **stages,
         "end_to_end_of_model_only": rates.efficiency,
+        "step": asdict(rates.step),
+        "graphed_step": None if rates.graphed is None else asdict(rates.graphed),
         "device": device,
         "threads": torch.get_num_threads(),
         "versions": {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from fastseg.train.config import Config, TrainConfig
 from fastseg.train.domain_adaptation_config import PretrainConfig
 from fastseg.train.inputs import augmentation
 from fastseg.train.ranks import Ranks
-from fastseg.train.task import Task, Update, one_cycle
+from fastseg.train.task import Task, Update, one_cycle, optimizer_options
 
 # Tells the random numbers of degradation from others of the same seed, step and place.
 _DEGRADE = 13
@@ -37,8 +38,19 @@ _DEGRADE = 13
 _HELD_OUT_STEPS = 8
 
 
+class Restored(NamedTuple):
+    """What a step sees and is to restore, (B, C, z, y, x), with target and mask."""
+
+    image: Tensor
+    clean: Tensor
+    target: Tensor
+    mask: Tensor
+
+
 class RestorationTask(Task):
     """Batches of both domains and the loss of a phase, which ``config.domain_adaptation.phase`` names."""
+
+    eager_because = None
 
     def __init__(self, config: Config, domains: Domains, ranks: Ranks) -> None:
         settings = config.domain_adaptation
@@ -70,17 +82,41 @@ class RestorationTask(Task):
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         return self.loader.batches(first, last)
 
-    def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        return self._loss(batch, self.augmentation)
+    def inputs(self, batch: Batch, step: int) -> Restored:
+        return self._inputs(batch, self.augmentation)
+
+    def loss(self, batch: Restored, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        image, clean, target, mask = batch
+        if self.degrades:
+            restored = self.network(image).float()
+            restored = restored.sigmoid() if self.bounded else restored
+            return (restored - clean).square().mean(), {}
+        segment, restore = self.mask_weight > 0, self.image_weight > 0
+        logits, restored = self.network.both(image, segment=segment, restore=restore)
+        loss, scalars = torch.zeros((), device=self.device), {}
+        if restored is not None:
+            restoration = (restored.float() - clean).square().mean()
+            loss, scalars = loss + self.image_weight * restoration, {"restoration": restoration.detach()}
+        if logits is not None:
+            segmentation = self.criterion(logits, target, mask)
+            loss, scalars = (
+                loss + self.mask_weight * segmentation,
+                scalars | {"segmentation": segmentation.detach()},
+            )
+        return loss, scalars
 
     def updates(self, settings: TrainConfig) -> list[Update]:
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         rate, decay = settings.learning_rate, settings.weight_decay
         optimizer: torch.optim.Optimizer
         if self.settings.optimizer == "sgd":
-            optimizer = torch.optim.SGD(parameters, rate, self.settings.momentum, weight_decay=decay)
+            options = optimizer_options(parameters, capturable=False)
+            optimizer = torch.optim.SGD(
+                parameters, rate, self.settings.momentum, weight_decay=decay, **options
+            )
         else:
-            optimizer = torch.optim.AdamW(parameters, rate, weight_decay=decay)
+            options = optimizer_options(parameters)
+            optimizer = torch.optim.AdamW(parameters, rate, weight_decay=decay, **options)
         schedule: torch.optim.lr_scheduler.LRScheduler
         if self.settings.schedule == "one_cycle":
             schedule = one_cycle(optimizer, settings)
@@ -96,7 +132,7 @@ class RestorationTask(Task):
         plain = replace(self.augmentation, enabled=False)
         sums: dict[str, float] = {}
         for step in range(_HELD_OUT_STEPS):
-            loss, scalars = self._loss(self.held_out.load(step), plain)
+            loss, scalars = self.loss(self._inputs(self.held_out.load(step), plain), step)
             for name, value in {"loss": loss, **scalars}.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
         total = self.ranks.sum(torch.tensor([*sums.values()], dtype=torch.float64))
@@ -113,27 +149,13 @@ class RestorationTask(Task):
         indexes = [index_labels(volume, config.seed) for volume in volumes]
         return build_loader(config, volumes, indexes, self.device, places, (0, 0, 0))
 
-    def _loss(self, batch: Batch, settings: Augmentation) -> tuple[Tensor, dict[str, Tensor]]:
+    def _inputs(self, batch: Batch, settings: Augmentation) -> Restored:
         batch = batch.to(self.device)
-        image, target, codes = augment(batch, settings, self.config.patch, self.config.seed)
-        if self.degrades:
-            clean = image.clamp(0, 1) if self.bounded else image
-            restored = self.network(_last(self._degraded(clean, batch))).float()
-            restored = restored.sigmoid() if self.bounded else restored
-            return (restored - clean).square().mean(), {}
-        segment, restore = self.mask_weight > 0, self.image_weight > 0
-        logits, restored = self.network.both(_last(image), segment=segment, restore=restore)
-        loss, scalars = torch.zeros((), device=self.device), {}
-        if restored is not None:
-            restoration = (restored.float() - image).square().mean()
-            loss, scalars = loss + self.image_weight * restoration, {"restoration": restoration.detach()}
-        if logits is not None:
-            segmentation = self.criterion(logits, target, codes)
-            loss, scalars = (
-                loss + self.mask_weight * segmentation,
-                scalars | {"segmentation": segmentation.detach()},
-            )
-        return loss, scalars
+        image, target, mask = augment(batch, settings, self.config.patch, self.config.seed)
+        if not self.degrades:
+            return Restored(_last(image), image, target, mask)
+        clean = image.clamp(0, 1) if self.bounded else image
+        return Restored(_last(self._degraded(clean, batch)), clean, target, mask)
 
     def _degraded(self, clean: Tensor, batch: Batch) -> Tensor:
         seeds = [

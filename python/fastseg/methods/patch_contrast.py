@@ -86,6 +86,8 @@ def prepare(config: Config, ranks: Ranks) -> tuple[Config, list[AnnotatedVolume]
 class PatchContrastTask(Task):
     """Batches of unlabelled crops, the loss between their windows, and the choice of a channel, for ``fit``."""
 
+    eager_because = "patch_contrast draws windows by a seed that the host gives to every step"
+
     def __init__(
         self, config: Config, volumes: list[AnnotatedVolume], ranks: Ranks, run: RunFolder | None = None
     ) -> None:

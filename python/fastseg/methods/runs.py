@@ -30,6 +30,7 @@ _FREE_TO_CHANGE = (
     "data.test",
     "train.device",
     "train.compile",
+    "train.graph",
     "train.checkpoint_every",
     "predict",
 )

@@ -36,7 +36,7 @@ from fastseg.train.config import Config, TrainConfig
 from fastseg.train.inputs import augmentation, open_target, open_training
 from fastseg.train.memory import explaining_out_of_memory
 from fastseg.train.ranks import Ranks
-from fastseg.train.task import Task, Update
+from fastseg.train.task import Task, Update, optimizer_options
 
 __all__ = ["StyleTask", "build_generator", "load_generator", "train"]
 
@@ -92,6 +92,15 @@ class Pair(NamedTuple):
     target: Batch
 
 
+class Images(NamedTuple):
+    """Images (B, C, H, W) of both domains in the generator's range, and for each layer the places of PatchNCE in those
+    of the target and, for the identity, the source."""
+
+    source: Tensor
+    target: Tensor
+    places: list[Tensor]
+
+
 class Round(NamedTuple):
     """What both players' losses take: images (B, C, H, W) in the generator's range, and what it made of target and, for
     the identity, source images, one after the other, with the features of those."""
@@ -107,6 +116,7 @@ class StyleTask(Task):
     of it."""
 
     lower_is_better = frozenset({"distance"})
+    eager_because = None
 
     def __init__(
         self,
@@ -165,7 +175,8 @@ class StyleTask(Task):
         updates = []
         for name, (loss, modules) in players.items():
             parameters = [p for module in modules for p in module.parameters()]
-            optimizer = torch.optim.Adam(parameters, settings.learning_rate, betas=_BETAS)
+            options = optimizer_options(parameters)
+            optimizer = torch.optim.Adam(parameters, settings.learning_rate, betas=_BETAS, **options)
             schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
             updates.append(Update(name, loss, optimizer, schedule))
         return updates
@@ -174,13 +185,17 @@ class StyleTask(Task):
         falling = self.settings.decay * self.settings.steps
         return 1 - max(step + 1 - (self.settings.steps - falling), 0) / (falling + 1)
 
-    def shared(self, batch: Pair, step: int) -> Round:
+    def inputs(self, batch: Pair, step: int) -> Images:
         if self.figure is not None and step % self.settings.picture_every == 0:
             draw_styles(self.figure, self._look(self._batches_shown(), Ranks(device=self.device)), step)
         source, target = self._images(batch)
+        return Images(source, target, self._places(target, step))
+
+    def shared(self, batch: Images, step: int) -> Round:
+        source, target, places = batch
         given = torch.cat([target, source]) if self.settings.identity else target
         made, features = self.generator.cut.translate(given)
-        return Round(source, made, features, self._places(given, step))
+        return Round(source, made, features, places)
 
     def discriminator_loss(self, batch: Round, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Least squares: 1 for source images, 0 for restyled ones."""
@@ -243,10 +258,11 @@ class StyleTask(Task):
             images.append(self.generator.slices(image))
         return images
 
-    def _places(self, given: Tensor, step: int) -> list[Tensor]:
+    def _places(self, target: Tensor, step: int) -> list[Tensor]:
         """For each layer (images, patches) places, drawn for every image by itself."""
-        counts = self.generator.cut.places(*given.shape[2:])
-        images = [(which, place) for which in range(len(given) // len(self.places)) for place in self.places]
+        counts = self.generator.cut.places(*target.shape[2:])
+        domains = range(2 if self.settings.identity else 1)
+        images = [(which, place) for which in domains for place in self.places]
         drawn: list[list[Any]] = [[] for _ in counts]
         for which, place in images:
             rng = np.random.default_rng((self.config.seed, step, place, which, _PLACES))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,11 +38,22 @@ from fastseg.train.run_lock import writing_alone
 from fastseg.train.task import Task
 
 
+class Patches(NamedTuple):
+    """What a step learns: image (B, C, z, y, x), target, mask, and what pseudo-labels count."""
+
+    image: Tensor
+    target: Tensor
+    mask: Tensor
+    pseudo_weight: float
+
+
 class SupervisedTask(Task):
     """Batches, loss and validation for ``fit``, of this process's places in the global batch.
 
     held_out: the volumes of validation, by default those of the configuration.
     """
+
+    eager_because = None
 
     def __init__(
         self,
@@ -78,12 +90,15 @@ class SupervisedTask(Task):
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         return self.loader.batches(first, last)
 
-    def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def inputs(self, batch: Batch, step: int) -> Patches:
         batch = batch.to(self.device)
-        image, target, codes = augment(batch, self.augmentation, self.config.patch, self.config.seed)
-        self.criterion.pseudo_weight = self.config.loss.pseudo_weight_at(step, self.config.train.steps)
-        logits = self.segment(image.contiguous(memory_format=torch.channels_last_3d))
-        return self.criterion(logits, target, codes), {}
+        image, target, mask = augment(batch, self.augmentation, self.config.patch, self.config.seed)
+        image = image.contiguous(memory_format=torch.channels_last_3d)
+        return Patches(image, target, mask, self.config.loss.pseudo_weight_at(step, self.config.train.steps))
+
+    def loss(self, batch: Patches, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        self.criterion.pseudo_weight = batch.pseudo_weight
+        return self.criterion(self.segment(batch.image), batch.target, batch.mask), {}
 
     def segment(self, image: Tensor) -> Tensor:
         """Logits of training images."""

@@ -53,12 +53,18 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: str = "auto"
     compile: bool = False
+    graph: Literal["auto", "on", "off"] = "auto"
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     checkpoint_every: Positive = 500
     validate_every: Positive = 500
     measure: Literal["dice", "loss"] = "dice"
     stop: StopConfig | None = None
     augment: AugmentConfig = AugmentConfig()
+
+    @field_validator("graph", mode="before")
+    @classmethod
+    def _yaml_reads_on_and_off(cls, value: Any) -> Any:
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
     @field_validator("augment", mode="before")
     @classmethod

@@ -59,6 +59,10 @@ class Task:
 
     network: nn.Module
 
+    # Why a step cannot be replayed as a CUDA graph. None where ``loss`` and ``shared`` depend on what ``inputs`` gives
+    # and on the network alone, not on the step or numbers that Python draws, and never wait for the device.
+    eager_because: str | None = "the method does not say that its losses are the same work at every step"
+
     # Measures of ``validate`` of which less is better.
     lower_is_better: frozenset[str] = frozenset({"loss"})
 
@@ -66,6 +70,11 @@ class Task:
         """This process's batches of steps first .. last - 1. They must depend on the step alone, not on what was
         drawn before: a run that is resumed starts in the middle."""
         raise NotImplementedError
+
+    def inputs(self, batch: Any, step: int) -> Any:
+        """What the losses of a step take in place of the batch: nested tuples of tensors on the device and of numbers,
+        augmented, with all that depends on the step. Without a gradient, and under autocast."""
+        return batch
 
     def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and scalars to log. Runs under autocast."""
@@ -96,8 +105,17 @@ class Task:
 def adamw_update(name: str, network: nn.Module, loss: Loss, settings: TrainConfig) -> Update:
     """AdamW over what requires a gradient, on a one-cycle schedule of ``settings.steps`` steps."""
     parameters = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
+    options = {"weight_decay": settings.weight_decay, **optimizer_options(parameters)}
+    optimizer = torch.optim.AdamW(parameters, settings.learning_rate, **options)
     return Update(name, loss, optimizer, one_cycle(optimizer, settings))
+
+
+def optimizer_options(parameters: list[nn.Parameter], *, capturable: bool = True) -> dict[str, bool]:
+    """How an optimizer is fast on the device of its parameters: on a GPU by one kernel for all, which keeps what it
+    counts on the device. capturable: whether the optimizer has that option, as Adam's kind has."""
+    if not all(parameter.is_cuda for parameter in parameters):
+        return {}
+    return {"fused": True, "capturable": True} if capturable else {"fused": True}
 
 
 def one_cycle(

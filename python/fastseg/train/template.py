@@ -170,6 +170,7 @@ train:
   precision: auto           # bf16 where the device is fast at it, else fp32; or fp16, with scaled gradients
   device: auto              # or cpu, cuda, cuda:1; with several processes each takes a GPU of its own
   compile: false            # torch.compile of the network: minutes at the start, fewer per step after
+  graph: auto               # a step as one CUDA graph, where the method allows; on: say so where it cannot be; off
   ema: null                 # as in 0.999: predict and validate with a moving average of the weights
   checkpoint_every: 500
   validate_every: 500       # steps between predictions of data.validation

@@ -91,7 +91,7 @@ class _Training:
             parts = self.network.children() if isinstance(self.network, nn.ModuleDict) else [self.network]
             for part in parts:
                 part.compile(dynamic=False)
-        self.stepper = Stepper(task.updates(settings), settings, ranks, task.shared)
+        self.stepper = Stepper(task.updates(settings), settings, ranks, task, self._tell)
         self.average = WeightAverage(self.network, settings.ema) if settings.ema is not None else None
         gain = settings.stop.gain if settings.stop is not None else 0.0
         self.measure = chooser.measure if chooser is not None else settings.measure
@@ -164,7 +164,7 @@ class _Training:
 
     def _read_back(self) -> None:
         """Log the steps taken since the last time, with the mean over processes."""
-        rows = [{name: float(value) for name, value in values.items()} for _, values in self.waiting]
+        rows = _on_host([values for _, values in self.waiting])
         steps = [step for step, _ in self.waiting]
         self.waiting.clear()
         if not rows:
@@ -183,6 +183,10 @@ class _Training:
                 f"({self.settings.learning_rate}) or set train.precision: fp32; earlier checkpoints are kept"
             )
         self.progress.show(steps[-1] + 1, rows[-1]["loss"])
+
+    def _tell(self, line: str) -> None:
+        if self.ranks.first and not self.quiet:
+            self.progress.tell(line)
 
     def _validate(self, done: int, validating: bool, choosing: bool) -> None:
         self.network.eval()
@@ -227,3 +231,13 @@ class _Training:
     def _weights(self, done: int) -> dict[str, Any]:
         average = None if self.average is None else self.average.state_dict()
         return {"step": done, "network": self.network.state_dict(), "average": average, **self.extra}
+
+
+def _on_host(rows: list[dict[str, Tensor | float]]) -> list[dict[str, float]]:
+    """The rows as numbers: all that is on the device is read at once."""
+    values = [value for row in rows for value in row.values() if isinstance(value, Tensor)]
+    read = iter(torch.stack([value.double() for value in values]).tolist() if values else [])
+    return [
+        {name: next(read) if isinstance(value, Tensor) else float(value) for name, value in row.items()}
+        for row in rows
+    ]
