@@ -29,7 +29,7 @@ constexpr int kRowBits = 22, kStepsBit = 29;
 constexpr uint32_t kHasBefore = 1u << 5, kLast = 1u << 28, kOneRow = 7;
 
 // Blocks that shared memory lets a multiprocessor have, and registers without spilling.
-constexpr int resident(int warps) { return 24 / warps < 8 ? 24 / warps : 8; }
+constexpr int resident(int warps) { return warps == 8 ? 3 : warps == 4 ? 5 : 8; }
 
 template <class T, int kWarps>
 struct TableTile {

@@ -223,7 +223,8 @@ def lines_of(made: Toy, settings: dict, steps: int = 8) -> tuple[list[float], li
     """The losses of some steps, and what was said."""
     said: list[str] = []
     config = TrainConfig(**(SETTINGS | {"graph": "on", "steps": 12} | settings))
-    taken = Stepper(made.updates(config), config, Ranks(), made, said.append)
+    taken = Stepper(made.updates(config), config, Ranks(), made)
+    taken.tell = said.append
     return [float(taken.step(batch, n)["loss"]) for n, batch in enumerate(made.batches(0, steps))], said
 
 

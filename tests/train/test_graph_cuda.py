@@ -68,9 +68,8 @@ def losses(task: Task, graph: str, **changes: Any) -> tuple[list[float], Stepper
     random.seed(5)
     said: list[str] = []
     settings = TrainConfig(**(SETTINGS | {"graph": graph, "steps": STEPS, "device": "cuda"} | changes))
-    stepper = Stepper(
-        task.updates(settings), settings, Ranks(device=torch.device("cuda", 0)), task, said.append
-    )
+    stepper = Stepper(task.updates(settings), settings, Ranks(device=torch.device("cuda", 0)), task)
+    stepper.tell = said.append
     found = [stepper.step(batch, n)["loss"] for n, batch in enumerate(task.batches(0, STEPS))]
     return [float(loss) for loss in found], stepper, said
 

@@ -33,10 +33,8 @@ class Stepper:
         settings: TrainConfig,
         ranks: Ranks,
         task: Task | None = None,
-        tell: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """task: makes of a batch what the losses take; without one they take it as it is. tell: says in a line why
-        steps are not replayed as a CUDA graph."""
+        """task: makes of a batch what the losses take; without one they take it as it is."""
         self.task = task
         self.updates, self.clip_norm, self.device = updates, settings.clip_norm, ranks.device
         self.precision = autocast_dtype(settings.precision, ranks.device)
@@ -46,7 +44,9 @@ class Stepper:
             _averaging_gradients(update) if ranks.count > 1 else update.loss for update in updates
         ]
 
-        self.several, self.tell = len(updates) > 1, tell
+        self.several = len(updates) > 1
+        # Says in a line why steps are not replayed as a CUDA graph.
+        self.tell: Callable[[str], None] = lambda line: None
         self.wanted = settings.graph == "on" or (settings.graph == "auto" and ranks.device.type == "cuda")
         self.count = ranks.count
         self.graphed: Graphed | None = None

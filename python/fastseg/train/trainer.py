@@ -91,7 +91,7 @@ class _Training:
             parts = self.network.children() if isinstance(self.network, nn.ModuleDict) else [self.network]
             for part in parts:
                 part.compile(dynamic=False)
-        self.stepper = Stepper(task.updates(settings), settings, ranks, task, self._tell)
+        self.stepper = Stepper(task.updates(settings), settings, ranks, task)
         self.average = WeightAverage(self.network, settings.ema) if settings.ema is not None else None
         gain = settings.stop.gain if settings.stop is not None else 0.0
         self.measure = chooser.measure if chooser is not None else settings.measure
@@ -126,11 +126,14 @@ class _Training:
             return
         self.log = TrainingLog(self.run, self.first) if first else None
         self.progress = Progress(self.first, settings.steps, settings.batch, self.quiet or not first)
+        if first and not self.quiet:
+            self.stepper.tell = self.progress.tell
         self.network.train()
         try:
             with listening() as request:
                 self._steps(request)
         finally:
+            self.stepper.graphed = None  # a circle, in which the task's files would stay open
             self.progress.close()
             if self.log is not None:
                 self.log.close()
@@ -183,10 +186,6 @@ class _Training:
                 f"({self.settings.learning_rate}) or set train.precision: fp32; earlier checkpoints are kept"
             )
         self.progress.show(steps[-1] + 1, rows[-1]["loss"])
-
-    def _tell(self, line: str) -> None:
-        if self.ranks.first and not self.quiet:
-            self.progress.tell(line)
 
     def _validate(self, done: int, validating: bool, choosing: bool) -> None:
         self.network.eval()
