@@ -94,7 +94,7 @@ class Stepper:
         if stepped:
             self.scaler.update()
         if self.several:
-            row["loss"] = torch.stack([row[f"{update.name}_loss"].float() for update in self.updates]).sum()
+            row["loss"] = torch.stack([row[f"{update.name}_loss"].double() for update in self.updates]).sum()
         return row
 
     def _backward(
