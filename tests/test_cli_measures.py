@@ -29,6 +29,10 @@ def test_bench_writes_the_rates_of_the_pipeline(tmp_path: Path) -> None:
     assert 20 < rates["step"]["launches"] < 1000
     assert rates["graphed_step"] is None
     assert f"a training step: {rates['step']['launches']} launches" in done.stdout
+    predicted = rates["prediction"]
+    assert predicted["end_to_end_of_model_only"] == predicted["end_to_end"] / predicted["model"]
+    assert 0 <= predicted["reading"] + predicted["writing"] < 1
+    assert "\nfile to file" in done.stdout
     assert "say what to time" in fastseg("bench", config).stderr
 
 

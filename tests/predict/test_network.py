@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastseg.data.intensity import Intensity
-from fastseg.predict import choose_batch, probability_of
+from fastseg.predict import choose_batch, images_per_window, probability_of
 
 CPU = torch.device("cpu")
 INTENSITY = Intensity((100.0, 3.0), (0.1, 2.0))
@@ -57,6 +57,24 @@ def test_exclusive_classes_share_one_with_a_background_of_logit_0() -> None:
     torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("flips", MIRRORS)
+def test_the_network_sees_a_window_and_its_mirror_images_in_one_batch(flips: str) -> None:
+    seen = []
+
+    class Recording(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            seen.append(image)
+            return image[:, :1]
+
+    raw = torch.from_numpy(np.random.default_rng(0).integers(90, 110, (3, 2, 4, 5, 6), dtype=np.uint8))
+    probability_of(Recording(), INTENSITY, device=CPU, flips=flips)(raw)
+    assert [len(image) for image in seen] == [3 * images_per_window(flips)]
+    assert images_per_window(flips) == len(MIRRORS[flips])
+    assert seen[0].is_contiguous(memory_format=torch.channels_last_3d)
+    for images, mirror in zip(seen[0].split(3), MIRRORS[flips], strict=True):
+        torch.testing.assert_close(images, seen[0][:3].flip(mirror))
+
+
 def test_half_precision_runs_the_network_alone_in_it() -> None:
     seen = []
 
@@ -78,3 +96,4 @@ def test_half_precision_runs_the_network_alone_in_it() -> None:
 )
 def test_batch_on_a_cpu(window: tuple[int, ...], batch: int) -> None:
     assert choose_batch(lambda raw: raw, window, np.dtype("u1"), CPU) == batch
+    assert choose_batch(lambda raw: raw, window, np.dtype("u1"), CPU, images=4) == max(batch // 4, 1)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import h5py
@@ -17,8 +18,10 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from fastseg.data.readers import Readers
 from fastseg.data.volumes import Volume, open_volume
-from fastseg.predict import CHUNK, Grid, Tiling, predict_blocks
+from fastseg.predict import CHUNK, Grid, Tiling, Waited, predict_blocks, predict_to_file
+from fastseg.predict.stream import _read_layers, sent
 
 
 def volume_of(array: np.ndarray, folder: str) -> Volume:
@@ -223,3 +226,49 @@ def test_peak_memory_does_not_grow_with_the_volume(
         seconds.append(float(second))
     assert peaks[1] - peaks[0] < max(8, 0.02 * peaks[0]), f"peak resident memory in MB: {peaks}"
     print(f"peak resident memory in MB: {peaks}, CPU seconds: {seconds}")
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "f4"])
+@pytest.mark.parametrize("kept", [0, 3, 7])
+def test_planes_that_are_on_the_device_are_not_sent_again(dtype: str, kept: int) -> None:
+    """On the device the last planes of the layer before differ from those on the host: they must be what is kept."""
+    layer = np.random.default_rng(0).integers(0, 200, (2, 8, 5, 6)).astype(dtype)
+    before = torch.from_numpy(layer[:, -1:].repeat(8, axis=1) + np.array(1, dtype))
+    moved = sent(layer, kept, before, torch.device("cpu")).numpy()
+    assert moved.dtype == layer.dtype
+    assert np.array_equal(moved[:, kept:], layer[:, kept:])
+    assert np.array_equal(moved[:, :kept], before.numpy()[:, :kept])
+    assert np.array_equal(sent(layer, kept, None, torch.device("cpu")).numpy(), layer)
+
+
+def test_layers_say_which_of_their_planes_were_read_before(tmp_path: Path) -> None:
+    """Read by ``sent`` from layer to layer, as on a GPU, the layers are those of the volume; nothing is read twice."""
+    array = np.random.default_rng(0).integers(0, 1 << 16, (21, 9, 8)).astype("u2")
+    volume = volume_of(array, str(tmp_path))
+    read = []
+    plain = volume.read
+    volume.read = lambda low, high: (read.append((low[0], high[0])), plain(low, high))[1]  # type: ignore
+    for overlap in (0.0, 0.5, 0.75):
+        read.clear()
+        grid = Grid(volume.shape, Tiling((8, 9, 8), overlap), CHUNK)
+        starts, before = grid.columns[0].starts[0], None
+        with Readers(1) as reader:
+            for z, (low, layer, kept) in zip(
+                starts,
+                _read_layers(volume, grid.columns[0], (8, 9, 8), 0, len(starts), reader, Waited()),
+                strict=True,
+            ):
+                before = sent(layer, kept, before, torch.device("cpu"))
+                assert low == (z, 0, 0)
+                assert np.array_equal(before[0], array[z : z + 8])
+        assert sum(high - low for low, high in read) == 21
+
+
+def test_what_a_prediction_has_waited_for_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on by a second at every look, each wait takes one: four layers, and two blocks."""
+    volume = volume_of(np.zeros((20, 8, 8), "u1"), str(tmp_path))
+    monkeypatch.setattr(time, "perf_counter", itertools.count().__next__)
+    waited = Waited()
+    tiling = Tiling((8, 8, 8), 0.5)
+    predict_to_file(volume, identity, str(tmp_path / "p.h5"), tiling, waited=waited)
+    assert (waited.reading, waited.writing) == (4, 2)

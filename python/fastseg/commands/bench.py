@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""fastseg bench --pipeline: how fast patches are loaded, how fast they are learnt, and both together."""
+"""fastseg bench --pipeline: how fast patches are loaded and learnt, and volumes predicted."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import fastseg
+from fastseg.commands.bench_prediction import PredictionRates, measure_prediction
 from fastseg.methods.registry import prepare
 from fastseg.train.checkpoint import write_atomically
 from fastseg.train.config import Config
@@ -50,11 +51,16 @@ class Rates:
 def bench_pipeline(config: Config, seconds: float, path: str | None = None) -> list[str]:
     """Time the stages for ``seconds`` each; a line each of a table, and JSON at ``path`` if given."""
     with join(config.train.device) as ranks:
-        config, _, task = prepare(config, ranks)
+        config, volumes, task = prepare(config, ranks)
         rates = measure_pipeline(task, config, ranks, seconds)
+        predicted = None
+        if config.segments:
+            predicted = measure_prediction(config, volumes[0].raw, ranks.device, seconds)
         device = f"{ranks.device} ({device_name(ranks.device)})"
     if path is not None:
-        write_atomically(path, (json.dumps(_record(rates, config, device), indent=2) + "\n").encode())
+        write_atomically(
+            path, (json.dumps(_record(rates, predicted, config, device), indent=2) + "\n").encode()
+        )
     return [
         f"{device}, {torch.get_num_threads()} threads, patch {config.patch} (z, y, x), batch {config.train.batch}",
         f"{'':<12}{'patches/s':>12}{'voxels/s':>14}",
@@ -69,6 +75,7 @@ def bench_pipeline(config: Config, seconds: float, path: str | None = None) -> l
         f"end to end is {100 * rates.efficiency:.1f} % of model only",
         f"a training step: {_counted(rates.step)}",
         *([] if rates.graphed is None else [f"replayed as a CUDA graph: {_counted(rates.graphed)}"]),
+        *(predicted.lines() if predicted else ()),
     ]
 
 
@@ -133,7 +140,7 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _record(rates: Rates, config: Config, device: str) -> dict[str, Any]:
+def _record(rates: Rates, predicted: PredictionRates | None, config: Config, device: str) -> dict[str, Any]:
     stages = {
         name: {"patches_per_second": rate, "voxels_per_second": rate * rates.voxels_per_patch}
         for name, rate in list(asdict(rates).items())[:3]
@@ -143,6 +150,7 @@ def _record(rates: Rates, config: Config, device: str) -> dict[str, Any]:
         "end_to_end_of_model_only": rates.efficiency,
         "step": asdict(rates.step),
         "graphed_step": None if rates.graphed is None else asdict(rates.graphed),
+        "prediction": predicted and {**asdict(predicted), "end_to_end_of_model_only": predicted.efficiency},
         "device": device,
         "threads": torch.get_num_threads(),
         "versions": {

@@ -24,6 +24,7 @@ from fastseg.predict import (
     Tiling,
     choose_batch,
     fingerprint,
+    images_per_window,
     predict_to_file,
     probability_of,
     raw_changed,
@@ -69,7 +70,8 @@ def tiling_of(config: Config, predict: Network, volume: Volume, device: torch.de
     settings = config.predict
     batch = settings.batch
     if batch == "auto":
-        batch = choose_batch(predict, (volume.channels, *config.window), volume.dtype, device)
+        window, images = (volume.channels, *config.window), images_per_window(settings.flips)
+        batch = choose_batch(predict, window, volume.dtype, device, images)
     tiling = Tiling(config.window, settings.overlap, batch, settings.block_voxels, settings.skip_below)
     return with_halo(tiling, config.halo, volume)
 

@@ -4,10 +4,10 @@
 from fastseg.predict.decide import segmented
 from fastseg.predict.files import predict_to_file, raw_changed, show_progress
 from fastseg.predict.grid import Block, Grid, Tiling
-from fastseg.predict.network import Flips, choose_batch, fingerprint, probability_of
+from fastseg.predict.network import Flips, choose_batch, fingerprint, images_per_window, probability_of
 from fastseg.predict.refine import refine_file
 from fastseg.predict.restore import restore_file
-from fastseg.predict.stream import CHUNK, Network, predict_blocks
+from fastseg.predict.stream import CHUNK, Network, Waited, predict_blocks
 
 __all__ = [
     "CHUNK",
@@ -16,8 +16,10 @@ __all__ = [
     "Grid",
     "Network",
     "Tiling",
+    "Waited",
     "choose_batch",
     "fingerprint",
+    "images_per_window",
     "predict_blocks",
     "predict_to_file",
     "probability_of",

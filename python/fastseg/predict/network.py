@@ -35,23 +35,25 @@ def probability_of(
     """Raw windows (B, channels, z, y, x) to probabilities, float32: intensity scaling, the network, a sigmoid.
 
     precision: autocast to it, None for float32. flips: mean over the window and its mirror images along y and x
-    ("plane", 4 passes) or along all axes ("volume", 8 passes). exclusive: a softmax in place of the sigmoid, over the
-    classes and a background of logit 0, as of ``fastseg.nn.MaskedCrossEntropy``.
+    ("plane", 4 images) or along all axes ("volume", 8 images), which the network sees in one batch. exclusive: a
+    softmax in place of the sigmoid, over the classes and a background of logit 0, as of
+    ``fastseg.nn.MaskedCrossEntropy``.
     """
     shift, scale = (torch.tensor([values], device=device) for values in (intensity.shift, intensity.scale))
-    axes = _FLIPPED_AXES[flips]
-    mirrors = [chosen for count in range(len(axes) + 1) for chosen in itertools.combinations(axes, count)]
+    mirrors = _mirrors(flips)
 
     @torch.inference_mode()
     def probability(raw: Tensor) -> Tensor:
         image = scale_intensity(raw, shift, scale)
-        total = torch.zeros((), device=device)
-        for mirror in mirrors:
-            turned = image.flip(mirror).contiguous(memory_format=torch.channels_last_3d)
-            with torch.autocast(device.type, precision, enabled=precision is not None):
-                logits = network(turned)
-            total = total + _activated(logits.float(), exclusive).flip(mirror)
-        return total / len(mirrors)
+        if len(mirrors) > 1:
+            image = torch.cat([image.flip(mirror) for mirror in mirrors])
+        with torch.autocast(device.type, precision, enabled=precision is not None):
+            logits = network(image.contiguous(memory_format=torch.channels_last_3d))
+        probabilities = _activated(logits.float(), exclusive)
+        if len(mirrors) == 1:
+            return probabilities
+        turned_back = zip(probabilities.split(len(raw)), mirrors, strict=True)
+        return torch.stack([part.flip(mirror) for part, mirror in turned_back]).mean(0)
 
     return probability
 
@@ -62,13 +64,26 @@ def _activated(logits: Tensor, exclusive: bool) -> Tensor:
     return torch.cat((torch.zeros_like(logits[:, :1]), logits), 1).softmax(1)[:, 1:]
 
 
-def choose_batch(network: Network, window: tuple[int, ...], dtype: np.dtype, device: torch.device) -> int:
+def images_per_window(flips: Flips) -> int:
+    """How many images the network sees of a window."""
+    return len(_mirrors(flips))
+
+
+def _mirrors(flips: Flips) -> list[tuple[int, ...]]:
+    axes = _FLIPPED_AXES[flips]
+    return [chosen for count in range(len(axes) + 1) for chosen in itertools.combinations(axes, count)]
+
+
+def choose_batch(
+    network: Network, window: tuple[int, ...], dtype: np.dtype, device: torch.device, images: int = 1
+) -> int:
     """How many windows (channels, z, y, x) to predict at once: a power of two that keeps the device busy and, on
     a GPU, takes at most 70 % of the memory that is free. It is not timed, so that it seldom differs between runs.
+
+    images: that ``network`` sees of each window, see ``images_per_window``.
     """
-    busy = _power_of_two_below(
-        _VOXELS_PER_BATCH["cuda" if device.type == "cuda" else "cpu"] / math.prod(window[1:])
-    )
+    voxels = _VOXELS_PER_BATCH["cuda" if device.type == "cuda" else "cpu"]
+    busy = _power_of_two_below(voxels / (images * math.prod(window[1:])))
     if device.type != "cuda" or busy == 1:
         return busy
     free, _ = torch.cuda.mem_get_info(device)

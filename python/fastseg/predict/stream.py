@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,6 +22,14 @@ Network = Callable[[Tensor], Tensor]
 CHUNK: Box = (16, 128, 128)
 
 
+@dataclass
+class Waited:
+    """Seconds that a prediction has waited for raw data, and for the file that it is written to."""
+
+    reading: float = 0.0
+    writing: float = 0.0
+
+
 def predict_blocks(
     volume: Volume,
     network: Network,
@@ -28,6 +38,7 @@ def predict_blocks(
     classes: int = 1,
     device: torch.device | str = "cpu",
     blocks: Sequence[Block] | None = None,
+    waited: Waited | None = None,
 ) -> Iterator[tuple[Box, Box, Tensor]]:
     """Yield (start, stop, prediction) of the blocks of a volume; prediction is float32 (classes, z, y, x) on
     ``device``.
@@ -38,6 +49,7 @@ def predict_blocks(
     smaller than the window is mirrored up to it.
     blocks: some of ``Grid(volume.shape, tiling, CHUNK).blocks()``, in their order; all by default. Each comes out
     the same bit for bit whichever others are asked for, as the batches of windows are cut per column.
+    waited: is added to.
     Memory: 4 classes bytes for each of at most ``tiling.block_voxels`` voxels, and the raw data of one layer of
     windows and of the one read ahead.
     """
@@ -47,7 +59,7 @@ def predict_blocks(
     with Readers(1) as reader:
         for run in _runs(wanted):
             blend.begin(run)
-            yield from _predict_run(volume, network, grid, run, blend, reader)
+            yield from _predict_run(volume, network, grid, run, blend, reader, waited or Waited())
 
 
 def _runs(blocks: Sequence[Block]) -> Iterator[list[Block]]:
@@ -63,7 +75,13 @@ def _runs(blocks: Sequence[Block]) -> Iterator[list[Block]]:
 
 
 def _predict_run(
-    volume: Volume, network: Network, grid: Grid, run: list[Block], blend: Blend, reader: Readers
+    volume: Volume,
+    network: Network,
+    grid: Grid,
+    run: list[Block],
+    blend: Blend,
+    reader: Readers,
+    waited: Waited,
 ) -> Iterator[tuple[Box, Box, Tensor]]:
     column, tiling = grid.columns[run[0].column], grid.tiling
     window, batch, per_layer = tiling.window, tiling.batch, column.windows_per_layer
@@ -74,13 +92,15 @@ def _predict_run(
     # same others: what a network returns for one may depend on the others in the last bit.
     first = layers[0] * per_layer // batch * batch
     last = min(round_up((layers[-1] + 1) * per_layer, batch), column.windows)
-    raw = _read_layers(volume, column, window, first // per_layer, -(-last // per_layer), reader)
+    raw = _read_layers(volume, column, window, first // per_layer, -(-last // per_layer), reader, waited)
     group: list[tuple[Box, Tensor | None]] = []
-    low, layer, on_device = None, None, None
+    low, layer, on_device = None, None, None  # of the layer that the window at hand is in
     for index in range(first, last):
         if layer is None or index % per_layer == 0:
-            low, layer = next(raw)
-            on_device = torch.from_numpy(layer).to(blend.device)
+            low, layer, kept = next(raw)
+            # On a CPU the layer is there already, whole.
+            before = None if blend.device.type == "cpu" else on_device
+            on_device = sent(layer, kept, before, blend.device)
         start = column.window(index)
         box = (slice(None), *(slice(p - a, p - a + w) for p, a, w in zip(start, low, window, strict=True)))
         empty = tiling.skip_below is not None and bool(layer[box].max() <= tiling.skip_below)
@@ -92,9 +112,10 @@ def _predict_run(
 
 
 def _read_layers(
-    volume: Volume, column: Column, window: Box, first: int, last: int, reader: Readers
-) -> Iterator[tuple[Box, np.ndarray]]:
-    """(low, raw) of the layers first .. last - 1, read one ahead; planes that layers share are read once."""
+    volume: Volume, column: Column, window: Box, first: int, last: int, reader: Readers, waited: Waited
+) -> Iterator[tuple[Box, np.ndarray, int]]:
+    """(low, raw, kept) of the layers first .. last - 1, read one ahead; the first ``kept`` planes of raw are the last
+    of the layer before, and not read again."""
     layers, rows, places = column.starts
     low = (rows[0], places[0])
     high = (rows[-1] + window[1], places[-1] + window[2])
@@ -103,17 +124,32 @@ def _read_layers(
         begin = layers[layer] if layer == first else layers[layer - 1] + window[0]
         return _read_padded(volume, (begin, *low), (layers[layer] + window[0], *high))
 
-    raw, ahead = None, reader.submit(read, first)
+    raw, ahead = np.empty(0), reader.submit(read, first)
     for layer in range(first, last):
+        began = time.perf_counter()
         fresh = ahead.result()
+        waited.reading += time.perf_counter() - began
         if layer + 1 < last:
             ahead = reader.submit(read, layer + 1)
-        raw = (
-            fresh
-            if raw is None
-            else np.concatenate((raw[:, layers[layer] - layers[layer - 1] :], fresh), axis=1)
-        )
-        yield (layers[layer], *low), raw
+        kept = window[0] - fresh.shape[1]
+        raw = np.concatenate((raw[:, -kept:], fresh), axis=1) if kept else fresh
+        yield (layers[layer], *low), raw, kept
+
+
+def sent(layer: np.ndarray, kept: int, before: Tensor | None, device: torch.device) -> Tensor:
+    """The layer on ``device``, where its first ``kept`` planes may be already, as the last of ``before``. The rest goes
+    to a GPU without waiting for what the GPU does."""
+    if before is None:
+        kept = 0
+    fresh = torch.from_numpy(np.ascontiguousarray(layer[:, kept:]))
+    if device.type == "cuda":
+        fresh = fresh.pin_memory()
+    if before is None or not kept:
+        return fresh.to(device, non_blocking=True)
+    whole = torch.empty(layer.shape, dtype=fresh.dtype, device=device)
+    whole[:, :kept] = before[:, -kept:]
+    whole[:, kept:].copy_(fresh, non_blocking=True)
+    return whole
 
 
 def _read_padded(volume: Volume, low: Box, high: Box) -> np.ndarray:
