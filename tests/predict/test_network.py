@@ -22,6 +22,12 @@ class Shifted(nn.Module):
         return image.sum(1, keepdim=True).roll((1, 1, 1), (2, 3, 4))
 
 
+def windows() -> Tensor:
+    """Of values about the shift of either channel, so that no probability is 0 or 1."""
+    values = np.random.default_rng(0).integers((90, 2), (111, 5), (3, 4, 5, 6, 2), dtype=np.uint8)
+    return torch.from_numpy(values).movedim(-1, 1)
+
+
 def by_hand(raw: Tensor, mirrors: list[tuple[int, ...]]) -> Tensor:
     shift, scale = (torch.tensor(v, dtype=torch.float64).view(1, 2, 1, 1, 1) for v in ((100, 3), (0.1, 2)))
     image = (raw.double() - shift) * scale
@@ -37,7 +43,7 @@ MIRRORS = {
 
 @pytest.mark.parametrize("flips", MIRRORS)
 def test_mean_over_mirror_images(flips: str) -> None:
-    raw = torch.from_numpy(np.random.default_rng(0).integers(90, 110, (3, 2, 4, 5, 6), dtype=np.uint8))
+    raw = windows()
     predict = probability_of(Shifted(), INTENSITY, device=CPU, flips=flips)
     torch.testing.assert_close(predict(raw), by_hand(raw, MIRRORS[flips]).float(), rtol=1e-5, atol=1e-6)
 
@@ -47,7 +53,7 @@ def test_exclusive_classes_share_one_with_a_background_of_logit_0() -> None:
         def forward(self, image: Tensor) -> Tensor:
             return torch.cat((image[:, :1], -2 * image[:, 1:]), 1)
 
-    raw = torch.from_numpy(np.random.default_rng(0).integers(90, 110, (3, 2, 4, 5, 6), dtype=np.uint8))
+    raw = windows()
     found = probability_of(Two(), INTENSITY, device=CPU, exclusive=True)(raw)
     z = Two()(
         (raw.double() - torch.tensor([100, 3]).view(1, 2, 1, 1, 1))
@@ -66,7 +72,7 @@ def test_the_network_sees_a_window_and_its_mirror_images_in_one_batch(flips: str
             seen.append(image)
             return image[:, :1]
 
-    raw = torch.from_numpy(np.random.default_rng(0).integers(90, 110, (3, 2, 4, 5, 6), dtype=np.uint8))
+    raw = windows()
     probability_of(Recording(), INTENSITY, device=CPU, flips=flips)(raw)
     assert [len(image) for image in seen] == [3 * images_per_window(flips)]
     assert images_per_window(flips) == len(MIRRORS[flips])
