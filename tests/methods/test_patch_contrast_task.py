@@ -12,11 +12,14 @@ from fastseg.errors import InputError
 from fastseg.methods.patch_contrast import PatchContrastTask
 from fastseg.methods.patch_contrast_network import batch_norms
 from fastseg.nets import FCNN, PatchFeaturiser
+from fastseg.train import stepper as stepper_module
 from fastseg.train.folders import each_image
+from fastseg.train.graph import WARM_UP
 from fastseg.train.inputs import open_training
 from fastseg.train.ranks import Ranks
 from fastseg.train.stepper import Stepper
 from tests.methods.tissue import config_of, scene
+from tests.train.recorded_graphs import RecordedGraphs
 
 
 def task_of(path: Path, *overrides: str) -> PatchContrastTask:
@@ -38,7 +41,7 @@ def test_parameters_are_those_of_the_paper(tmp_path: Path) -> None:
 
 def test_a_void_step_changes_nothing(tmp_path: Path) -> None:
     task = task_of(scene(tmp_path))
-    stepper = Stepper(task.updates(task.config.train), task.config.train, Ranks())
+    stepper = Stepper(task.updates(task.config.train), task.config.train, Ranks(), task)
     task.network.train()
     batch = task.loader.load(0)
     stepper.step(batch, 0)
@@ -54,11 +57,49 @@ def test_a_void_step_changes_nothing(tmp_path: Path) -> None:
     assert task.network.window_sums[2] == 1
 
 
+@pytest.mark.parametrize(
+    "changes", [(), ("patch_contrast.similarity=bce", "patch_contrast.contrast=negative")]
+)
+def test_replayed_steps_draw_windows_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: tuple[str, ...]
+) -> None:
+    """To the bit what steps of Python compute, with a picture and a void step among them."""
+    path, stand_in = scene(tmp_path), RecordedGraphs()
+    monkeypatch.setattr(stepper_module, "graphs_of", lambda device: stand_in)
+    drawn: list[tuple[int, list[int]]] = []
+
+    def steps(graph: str) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+        task = task_of(path, f"train.graph={graph}", "patch_contrast.picture_every=6", *changes)
+        task.picture.on = True
+        monkeypatch.setattr(
+            task.picture, "draw", lambda step, *_: drawn.append((step, list(task.picture.steps)))
+        )
+        stepper = Stepper(task.updates(task.config.train), task.config.train, Ranks(), task)
+        task.network.train()
+        rows = []
+        for step in range(16):
+            if step in (10, 11):  # sure of everything: no negatives
+                task.network.confidence.network.head.bias.data += 60.0 if step == 10 else -60.0
+            rows.append(
+                {name: float(value) for name, value in stepper.step(task.loader.load(step), step).items()}
+            )
+        assert [float(point.isnan().any()) for point in task.picture.distances] == [0, 0]
+        return rows, {name: tensor.clone() for name, tensor in task.network.state_dict().items()}
+
+    replayed, network = steps("on")
+    eager, expected = steps("off")
+    assert (stand_in.captures, stand_in.replays) == (1, 16 - WARM_UP - 3)  # 0, 6 and 12 are drawn
+    assert replayed == eager
+    assert [row["void"] for row in eager] == [float(step == 10) for step in range(16)]
+    torch.testing.assert_close(network, expected, rtol=0, atol=0, equal_nan=True)  # no gap was taken yet
+    assert drawn == 2 * [(0, [0]), (6, [0]), (12, [0, 10])]
+
+
 def test_features_learn_too(tmp_path: Path) -> None:
     task = task_of(
         scene(tmp_path), "patch_contrast.similarity=features", "patch_contrast.patch_size=50", "train.steps=2"
     )
-    stepper = Stepper(task.updates(task.config.train), task.config.train, Ranks())
+    stepper = Stepper(task.updates(task.config.train), task.config.train, Ranks(), task)
     task.network.train()
     before = {name: p.clone() for name, p in task.network.named_parameters()}
     for step in range(4):

@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -83,10 +84,20 @@ def prepare(config: Config, ranks: Ranks) -> tuple[Config, list[AnnotatedVolume]
     return config, volumes, PatchContrastTask(config, volumes, ranks)
 
 
+class Contrasted(NamedTuple):
+    """What the loss takes: intensities for the network, (B, C, z, y, x), those that are contrasted, of the windows'
+    axes, the seed of the step's draws, int64 on the device, and the step if it is drawn."""
+
+    image: Tensor
+    contrasted: Tensor
+    seed: Tensor
+    pictured: int | None
+
+
 class PatchContrastTask(Task):
     """Batches of unlabelled crops, the loss between their windows, and the choice of a channel, for ``fit``."""
 
-    eager_because = "patch_contrast draws windows by a seed that the host gives to every step"
+    eager_because = None
 
     def __init__(
         self, config: Config, volumes: list[AnnotatedVolume], ranks: Ranks, run: RunFolder | None = None
@@ -124,6 +135,9 @@ class PatchContrastTask(Task):
             raise InputError("patch_contrast.choice: labelled needs data.validation to choose by")
         self.picture = LivePicture(run, settings, every=settings.picture_every, on=ranks.first)
         self.optimizer: torch.optim.Optimizer | None = None
+        # Of the step at hand, in memory that stays: 1 if it is left out, and D_pp and D_pn.
+        self.left_out = torch.zeros((), device=self.device)
+        self.distances = torch.full((2,), float("nan"), device=self.device)
 
     @property
     def measure(self) -> str:
@@ -144,19 +158,26 @@ class PatchContrastTask(Task):
         constant = torch.optim.lr_scheduler.ConstantLR(self.optimizer, factor=1.0)
         return [Update("network", self.loss, self.optimizer, constant)]
 
-    def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        image, contrasted = self._images(batch)
-        confidence = self._flat(self.network.confidence(image).float().sigmoid())
+    def inputs(self, batch: Batch, step: int) -> Contrasted:
+        self.picture.add_point(step - 1, self.distances)
         seed = int(np.random.default_rng((self.config.seed, step, _WINDOWS)).integers(2**62))
+        on_device = torch.full((), seed, dtype=torch.int64, device=self.device)
+        return Contrasted(*self._images(batch), on_device, step if self.picture.draws(step) else None)
+
+    def loss(self, batch: Contrasted, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        confidence = self._flat(self.network.confidence(batch.image).float().sigmoid())
         with torch.autocast(self.device.type, enabled=False):
-            terms = self.criterion(confidence, contrasted, seed)
+            terms = self.criterion(confidence, batch.contrasted, batch.seed)
         if self.optimizer is not None and self.settings.void == "skip":
-            self.optimizer.found_inf = terms.void.float()
+            self.optimizer.found_inf = self.left_out.copy_(terms.void)
         positive, negative = terms.positive_distance.mean(), terms.negative_distance.mean()
         with torch.no_grad():
             seen = (~terms.void).double()
             self.network.window_sums += torch.stack([positive, negative, torch.ones_like(positive)]) * seen
-        self.picture.take(step, self._flat(image), confidence, terms)
+            self.distances.copy_(torch.stack([positive, negative]))
+        if batch.pictured is not None:
+            self.picture.add_point(batch.pictured, self.distances)
+            self.picture.draw(batch.pictured, self._flat(batch.image), confidence, terms)
         return terms.loss, {
             "intra": terms.intra.sum(),
             "inter": terms.inter.sum(),

@@ -36,23 +36,24 @@ class LivePicture:
         self.steps: list[int] = []
         self.distances: list[Tensor] = []
 
-    def take(self, step: int, image: Tensor, confidence: Tensor, terms: PatchContrastTerms) -> None:
-        if not self.on:
-            return
-        if step % _STEPS_PER_POINT == 0:
+    def add_point(self, step: int, distances: Tensor) -> None:
+        """(2,) D_pp and D_pn of a step, of which every tenth is kept, once."""
+        if self.on and step % _STEPS_PER_POINT == 0 and step not in self.steps[-1:]:
             self.steps.append(step)
-            self.distances.append(
-                torch.stack([terms.positive_distance.mean(), terms.negative_distance.mean()]).detach()
-            )
-        if step % self.every == 0:
-            self._draw(step, image[0].detach(), confidence[0].detach(), terms)
+            self.distances.append(distances.clone())
+
+    def draws(self, step: int) -> bool:
+        """Whether there is a picture of this step."""
+        return self.on and step % self.every == 0
 
     def close(self) -> None:
         if self.figure is not None:
             self.figure.close()
 
-    def _draw(self, step: int, image: Tensor, confidence: Tensor, terms: PatchContrastTerms) -> None:
+    def draw(self, step: int, image: Tensor, confidence: Tensor, terms: PatchContrastTerms) -> None:
+        """The picture of a step, of the first of the images and of their maps."""
         assert self.figure is not None
+        image, confidence = image[0].detach(), confidence[0].detach()
         middle = image.shape[1] // 2 if image.dim() == 4 else None
         plane = image if middle is None else image[:, middle]
         maps = confidence if middle is None else confidence[:, middle]

@@ -79,7 +79,7 @@ def build_network(config: Config, channels: int) -> nn.Module:
 class PretrainingTask(Task):
     """Views of unlabelled patches, the loss of a pretext task, and what it has learnt, for ``fit``."""
 
-    eager_because = "region_contrast turns the views of each sample another way, which the host decides"
+    eager_because = "region_contrast compares what two views share, a box of another size at every step"
 
     def __init__(
         self, config: Config, volumes: list[AnnotatedVolume], ranks: Ranks, run: RunFolder | None = None

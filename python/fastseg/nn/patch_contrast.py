@@ -94,9 +94,9 @@ class PatchContrast(nn.Module):
         self.floor, self.similarity, self.featuriser = floor, similarity, featuriser
         self.skip_void, self.across_ranks, self.impl = skip_void, across_ranks, impl
 
-    def forward(self, confidence: Tensor, image: Tensor, seed: int) -> PatchContrastTerms:
+    def forward(self, confidence: Tensor, image: Tensor, seed: int | Tensor) -> PatchContrastTerms:
         """confidence (B, K, *S) in [0, 1], image (B, C, *S), both floating; seed: of this step's draws, the same in
-        every process. No host synchronisation."""
+        every process, as `sample_patches` takes it. No host synchronisation."""
         if image.shape[0] != confidence.shape[0] or image.shape[2:] != confidence.shape[2:]:
             raise ValueError(
                 f"image must be (B, C, *S) with B and *S of confidence {tuple(confidence.shape)}, got "
@@ -145,7 +145,7 @@ class PatchContrast(nn.Module):
             distances = self._distances(anchors, bank, exists, of_row, positive, channels)
         return PatchContrastTerms(loss, intra.detach(), inter.detach(), *distances, entropy, void, samples)
 
-    def _draw(self, confidence: Tensor, seed: int) -> tuple[PatchSamples, Tensor]:
+    def _draw(self, confidence: Tensor, seed: int | Tensor) -> tuple[PatchSamples, Tensor]:
         """Windows of this process's images, and the mean entropy (K,) over all windows of all."""
         with torch.no_grad():
             found = patch_entropy(confidence, self.patch_size, self.stride, impl=self.impl)
@@ -202,7 +202,7 @@ class PatchContrast(nn.Module):
         bank = torch.cat([rows.log2() - black, black.sum(1, keepdim=True)], 1) / size
         return torch.cat([anchors, torch.ones_like(anchors[:, :1])], 1), bank
 
-    def _choose_anchors(self, parity: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    def _choose_anchors(self, parity: Tensor, seed: int | Tensor) -> tuple[Tensor, Tensor]:
         """Rows (K A,) of anchors, drawn evenly from the positives of each channel, and whether there are any."""
         images, channels, n = parity.shape
         pool = parity.transpose(0, 1).reshape(1, channels, images * n)
