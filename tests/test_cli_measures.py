@@ -33,6 +33,10 @@ def test_bench_writes_the_rates_of_the_pipeline(tmp_path: Path) -> None:
     assert predicted["end_to_end_of_model_only"] == predicted["end_to_end"] / predicted["model"]
     assert 0 <= predicted["reading"] + predicted["writing"] < 1
     assert "\nfile to file" in done.stdout
+    asked = predicted["batch"]
+    assert asked["waits"] == 0
+    assert f"a batch of windows: {asked['launches']} launches, {asked['allocations']} alloc" in done.stdout
+    assert 10 < asked["launches"] < rates["step"]["launches"]
     assert "say what to time" in fastseg("bench", config).stderr
 
 

@@ -13,7 +13,10 @@ from torch import nn
 
 from fastseg.data.intensity import Intensity
 from fastseg.data.volumes import open_volume
+from fastseg.methods.inference import replayed
+from fastseg.methods.networks import build_network
 from fastseg.predict import Tiling, predict_to_file, probability_of
+from tests.methods.test_replayed_prediction import config_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -40,3 +43,17 @@ def test_the_file_is_that_of_the_cpu(
         with h5py.File(path) as file:
             found[name] = file["probability"][:].astype(np.float32)
     np.testing.assert_allclose(found["cuda"], found["cpu"], atol=2e-3)
+
+
+@pytest.mark.parametrize("flips", ["none", "plane"])
+def test_replayed_windows_are_those_without_a_graph(flips: str) -> None:
+    config, device = config_of("auto"), torch.device("cuda")
+    network = build_network(config, 1).to(device).eval()
+    predict = probability_of(network, Intensity((100.0,), (0.02,)), device=device, flips=flips)
+    said: list[str] = []
+    graphed = replayed(predict, network, 4, config, device, said.append)
+    for number, count in enumerate([4] * 6 + [3, 4]):
+        raw = torch.full((count, 1, 8, 16, 16), 20 * number, dtype=torch.uint8, device=device)
+        raw += torch.arange(16, dtype=torch.uint8, device=device)
+        torch.testing.assert_close(graphed(raw), predict(raw), rtol=0, atol=1e-3)
+    assert said == []

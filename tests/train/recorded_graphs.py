@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from fastseg.train.launches import waits
+from fastseg.train.launches import in_parts, waits
 
 _FROM_HOST = {torch.tensor, torch.as_tensor, torch.asarray}
 _TO_HOST = {Tensor.cpu, Tensor.numpy, Tensor.tolist, Tensor.__array__}
@@ -76,6 +76,9 @@ class _Recording(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        made = in_parts(self, func, args, kwargs)
+        if made is not NotImplemented:
+            return made
         if waits(func, args, kwargs):
             raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
         if kwargs.get("generator") is not None:
@@ -101,11 +104,13 @@ class _Recording(TorchDispatchMode):
         self.calls.append((func, args, kwargs, fresh))
         return result
 
+    # What was made in inference mode may be written to in that alone, and other tensors may there too.
+    @torch.inference_mode()
     def restore(self) -> None:
         for whole, before in self.before.values():
             whole.copy_(before)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def replay(self) -> None:
         for tensor, place in self.outside:
             if tensor.data_ptr() != place:

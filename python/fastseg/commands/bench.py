@@ -73,8 +73,8 @@ def bench_pipeline(config: Config, seconds: float, path: str | None = None) -> l
             )
         ),
         f"end to end is {100 * rates.efficiency:.1f} % of model only",
-        f"a training step: {_counted(rates.step)}",
-        *([] if rates.graphed is None else [f"replayed as a CUDA graph: {_counted(rates.graphed)}"]),
+        f"a training step: {rates.step}",
+        *([] if rates.graphed is None else [f"replayed as a CUDA graph: {rates.graphed}"]),
         *(predicted.lines() if predicted else ()),
     ]
 
@@ -116,10 +116,6 @@ def measure_pipeline(task: Task, config: Config, ranks: Ranks, seconds: float) -
         config.train.batch * statistics.median(column) for column in zip(*rounds, strict=True)
     )
     return Rates(loader, model, end_to_end, math.prod(config.patch), step, graphed)
-
-
-def _counted(counted: Count) -> str:
-    return f"{counted.launches} launches, {counted.allocations} allocations, {counted.waits} waits for the device"
 
 
 def _rate(run: Callable[[], None], uncounted: int, seconds: float, device: torch.device) -> float:

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from fastseg.data.volumes import Box, Volume
-from fastseg.methods.inference import predictor, tiling_of
+from fastseg.methods.inference import predictor, replayed, tiling_of
 from fastseg.methods.registry import build_network
 from fastseg.predict import CHUNK, Grid, Network, Tiling, Waited, predict_to_file
 from fastseg.train.config import Config
+from fastseg.train.launches import Count, count
 
 # Model and whole take turns so often, so that a machine's slow minute falls on both alike.
 _ROUNDS = 5
@@ -25,13 +26,14 @@ _ROUNDS = 5
 @dataclass(frozen=True)
 class PredictionRates:
     """Windows per second, each the median of the rounds, voxels of one window, and the shares of the whole's time that
-    went by waiting for raw data and for the file."""
+    went by waiting for raw data and for the file. batch: what a batch of windows asks of the device without a graph."""
 
     model: float
     end_to_end: float
     voxels_per_window: int
     reading: float
     writing: float
+    batch: Count
 
     @property
     def efficiency(self) -> float:
@@ -46,6 +48,7 @@ class PredictionRates:
             *(f"{name:<12}{rate:>12.4g}{rate * self.voxels_per_window:>14.4g}" for name, rate in rates),
             f"file to file is {100 * self.efficiency:.1f} % of model only; waiting for raw data took "
             f"{100 * self.reading:.1f} % of the time, for the file {100 * self.writing:.1f} %",
+            f"a batch of windows: {self.batch}",
         ]
 
 
@@ -64,29 +67,31 @@ def measure_prediction(
     window = torch.zeros((volume.channels, *tiling.window), dtype=torch.from_numpy(first).dtype)
     window[tuple(slice(n) for n in first.shape)] = torch.from_numpy(first)
     batch = window.expand(tiling.batch, *window.shape).contiguous().to(device)
+    asked = count(lambda: predict(batch))
+    predict = replayed(predict, network, tiling.batch, config, device)
     alone = _calls_per_second(lambda: predict(batch), seconds / _ROUNDS, device)
     part = _part(volume, tiling, round(alone * tiling.batch * seconds / _ROUNDS))
-    count = _windows(part.shape, tiling)
+    windows = _windows(part.shape, tiling)
     rounds, waited, took = [], Waited(), 0.0
     for _ in range(_ROUNDS):
         model = tiling.batch * _calls_per_second(lambda: predict(batch), seconds / _ROUNDS, device)
         whole = _seconds_for(part, predict, tiling, config, device, waited)
-        rounds.append((model, count / whole))
+        rounds.append((model, windows / whole))
         took += whole
     model, end_to_end = (statistics.median(column) for column in zip(*rounds, strict=True))
     size = window[0].numel()
-    return PredictionRates(model, end_to_end, size, waited.reading / took, waited.writing / took)
+    return PredictionRates(model, end_to_end, size, waited.reading / took, waited.writing / took, asked)
 
 
 def _calls_per_second(run: Callable[[], object], seconds: float, device: torch.device) -> float:
     run()
     _synchronise(device)
-    count, began = 0, time.perf_counter()
-    while count == 0 or time.perf_counter() - began < seconds:
+    calls, began = 0, time.perf_counter()
+    while calls == 0 or time.perf_counter() - began < seconds:
         run()
-        count += 1
+        calls += 1
     _synchronise(device)
-    return count / (time.perf_counter() - began)
+    return calls / (time.perf_counter() - began)
 
 
 def _synchronise(device: torch.device) -> None:

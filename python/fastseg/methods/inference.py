@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastseg.data.intensity import measure_intensity
 from fastseg.data.resampled import ResampledVolume
@@ -34,6 +36,7 @@ from fastseg.predict import (
 from fastseg.train.checkpoint import read_json, write_atomically
 from fastseg.train.config import Config
 from fastseg.train.device import autocast_dtype
+from fastseg.train.graph import Graphed, graphs_of
 from fastseg.train.memory import explaining_out_of_memory
 from fastseg.train.ranks import Ranks
 
@@ -64,6 +67,42 @@ def predictor(network: nn.Module, volume: Volume, config: Config, device: torch.
         flips=config.predict.flips,
         exclusive=config.exclusive,
     )
+
+
+def replayed(
+    predict: Network,
+    network: nn.Module,
+    batch: int,
+    config: Config,
+    device: torch.device,
+    tell: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+) -> Network:
+    """``predict``, of ``network``, as a CUDA graph where ``train.graph`` asks for one: a launch for ``batch`` windows.
+
+    Fewer run as they are. What comes back is written over by the next batch.
+
+    tell: takes the line that says why there is none.
+    """
+    if config.train.graph == "off" or (config.train.graph == "auto" and device.type != "cuda"):
+        return predict
+    graphed = Graphed(
+        predict,
+        graphs_of(device),
+        kept=lambda: itertools.chain(network.parameters(), network.buffers()),
+        tell=lambda reason: tell(f"windows are not replayed as a CUDA graph (train.graph): {reason}"),
+    )
+
+    def run(raw: Tensor) -> Tensor:
+        try:
+            return graphed(raw) if len(raw) == batch else predict(raw)
+        except torch.OutOfMemoryError:
+            if graphed.captured is None:
+                raise
+        # The graph keeps the memory of a full batch beside that of this one.
+        graphed.give_up("its memory is needed")
+        return predict(raw)
+
+    return run
 
 
 def tiling_of(config: Config, predict: Network, volume: Volume, device: torch.device) -> Tiling:
@@ -197,6 +236,8 @@ def _predict(
             "tiling": {**asdict(tiling), "window": list(tiling.window), "halo": list(tiling.halo)},
             **settings,
         }
+        tell = {"tell": lambda line: None} if quiet or not ranks.first else {}
+        predict = replayed(predict, network, tiling.batch, config, ranks.device, **tell)
         if record is not None:
             done = os.path.exists(path) and read_json(record) == decided and not restart
             if ranks.from_first(done):

@@ -114,6 +114,11 @@ class Graphed:
         self.captured: _Captured | None = None
         self.last, self.alike = None, 0
 
+    def give_up(self, reason: str) -> None:
+        """Run as it is from here on, without the memory of a graph."""
+        self.forget()
+        self._say(reason)
+
     def __call__(self, inputs: Any) -> Any:
         if isinstance(self.graphs, str):
             self._say(self.graphs)

@@ -61,6 +61,17 @@ def launches(func: Any) -> bool:
     return not view
 
 
+def in_parts(mode: TorchDispatchMode, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What an op returns that is made of others, which go through ``mode``; NotImplemented for one that is not.
+
+    torch takes such an op apart before a mode sees it, but not in inference mode.
+    """
+    if not torch.is_inference_mode_enabled():
+        return NotImplemented
+    with mode, torch._C.DisableTorchFunction():  # those modes would hand over the op whole again
+        return func.decompose(*args, **kwargs)
+
+
 @dataclass(frozen=True)
 class Count:
     """Of one piece of work. allocations: tensors in memory of their own."""
@@ -68,6 +79,9 @@ class Count:
     launches: int
     allocations: int
     waits: int
+
+    def __str__(self) -> str:
+        return f"{self.launches} launches, {self.allocations} allocations, {self.waits} waits for the device"
 
 
 class Counting(TorchDispatchMode):
@@ -96,6 +110,9 @@ class Counting(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        made = in_parts(self, func, args, kwargs)
+        if made is not NotImplemented:
+            return made
         self.waits += waits(func, args, kwargs)
         if launches(func):
             self.ops[func._schema.name] += 1
