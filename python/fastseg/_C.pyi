@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,3 +73,20 @@ def copy_boxes(
     places: list[tuple[int, ...]],
     nonzero: bool = False,
 ) -> None: ...
+
+# Chunks of the dtype and shape, each read at its offset (size -1: to the file's end) and decoded; None where there is
+# no file, False where it is not whole or not as expected, which the caller looks into. files: paths, or none and one
+# `open_file` for all. codec: none, zlib, gzip, zstd or blosc, by the functions of set_codec_functions.
+def read_chunks(
+    files: Sequence[str],
+    open_file: int,
+    offsets: Sequence[int],
+    sizes: Sequence[int],
+    codec: str,
+    shuffled_bytes: int,
+    header: bytes,
+    most_stored: int,
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+) -> list[Any]: ...
+def set_codec_functions(library: str, addresses: list[int]) -> None: ...

@@ -184,13 +184,13 @@ def test_what_a_cache_has_is_found_together() -> None:
     cache = ChunkCache(1 << 20)
     loaded = []
 
-    def load(key: int) -> np.ndarray | None:
-        loaded.append(key)
-        return None if key == 2 else np.full(3, key)
+    def load(keys: list[int]) -> list[np.ndarray | None]:
+        loaded.append(keys)
+        return [None if key == 2 else np.full(3, key) for key in keys]
 
     first = cache.get_all([0, 1, 2], load)
     again = cache.get_all([2, 3, 0], load)
-    assert loaded == [0, 1, 2, 3]
+    assert loaded == [[0, 1, 2], [3]]
     assert first[2] is None
     assert again[0] is None
     assert again[1] is not None
@@ -199,5 +199,5 @@ def test_what_a_cache_has_is_found_together() -> None:
     # What was found was used: the least recently used go first.
     small = ChunkCache(3 * 1536)
     for keys in ([0, 1], [0], [2, 3]):
-        small.get_all(keys, lambda key: np.zeros(1024, np.uint8))
+        small.get_all(keys, lambda absent: [np.zeros(1024, np.uint8) for _ in absent])
     assert list(small._chunks) == [0, 2, 3]

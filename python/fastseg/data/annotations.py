@@ -137,9 +137,14 @@ class AnnotatedVolume:
         if self.labels is None:
             target[...], codes[...] = 0, IGNORED
             return target, codes
-        labels = self.labels.read(start, stop)
+        # Where nobody asks for the ids later, they need no memory of their own.
+        is_mask = not self.as_ids and self.classes is None and self.ignore_label is None and ids is None
+        in_place = is_mask and self.labels.dtype == target.dtype
+        labels = self.labels.read(start, stop, target if in_place else None)
         if self.as_ids:
             target[...] = labels
+        elif self.classes is None and target.dtype == np.uint8:
+            _C.copy_boxes(target, [labels], [(0, 0, 0, 0)], nonzero=True)
         elif self.classes is None:
             np.not_equal(labels, 0, out=target, casting="unsafe")
         else:

@@ -49,49 +49,66 @@ class ChunkCache:
         self.decoded = 0  # chunks, for those who look for the reason of a slow loader
         self._held = 0
         self._chunks: OrderedDict[Hashable, np.ndarray | None] = OrderedDict()
-        self._coming: dict[Hashable, Future[np.ndarray | None]] = {}
+        self._coming: dict[Hashable, Future[dict[Hashable, np.ndarray | None]]] = {}
         self._lock = threading.Lock()
 
+    def get(self, key: Hashable, load: Callable[[], np.ndarray | None]) -> np.ndarray | None:
+        return self.get_all([key], lambda _: [load()])[0]
+
     def get_all(
-        self, keys: Sequence[Hashable], load: Callable[[Any], np.ndarray | None]
+        self, keys: Sequence[Hashable], load: Callable[[list[Any]], list[np.ndarray | None]]
     ) -> list[np.ndarray | None]:
-        """As ``get`` of each key with ``load(key)``; those that are there take one turn of the lock together."""
+        """The chunks of ``keys``, all different. ``load`` gives those that are neither there nor being decoded by
+        another thread, at once."""
+        found: dict[Hashable, np.ndarray | None] = {}
+        mine: list[Hashable] = []
+        others: list[tuple[Hashable, Future[dict[Hashable, np.ndarray | None]]]] = []
         with self._lock:
-            found = [self._chunks.get(key, _ABSENT) for key in keys]
-            for key, chunk in zip(keys, found, strict=True):
+            for key in keys:
+                chunk = self._chunks.get(key, _ABSENT)
                 if chunk is not _ABSENT:
                     self._chunks.move_to_end(key)
-        return [
-            self.get(key, lambda key=key: load(key)) if chunk is _ABSENT else chunk
-            for key, chunk in zip(keys, found, strict=True)
-        ]
+                    found[key] = chunk
+                elif key in self._coming:
+                    others.append((key, self._coming[key]))
+                else:
+                    mine.append(key)
+            if mine:
+                batch: Future[dict[Hashable, np.ndarray | None]] = Future()
+                self._coming.update(dict.fromkeys(mine, batch))
+        if mine:  # before waiting for others, who may wait for these
+            found.update(self._load(mine, batch, load))
+        for key, coming in others:
+            try:
+                found[key] = coming.result()[key]
+            except Exception:  # of that chunk, or of another that was to be decoded with it
+                found[key] = self.get_all([key], load)[0]
+        return [found[key] for key in keys]
 
-    def get(self, key: Hashable, load: Callable[[], np.ndarray | None]) -> np.ndarray | None:
-        with self._lock:
-            if key in self._chunks:
-                self._chunks.move_to_end(key)
-                return self._chunks[key]
-            coming = self._coming.get(key)
-            if coming is None:
-                mine = self._coming[key] = Future()
-        if coming is not None:
-            return coming.result()
+    def _load(
+        self,
+        keys: list[Hashable],
+        batch: Future[dict[Hashable, np.ndarray | None]],
+        load: Callable[[list[Any]], list[np.ndarray | None]],
+    ) -> dict[Hashable, np.ndarray | None]:
         try:
-            chunk = load()
+            chunks = dict(zip(keys, load(keys), strict=True))
         except BaseException as error:
             with self._lock:
-                del self._coming[key]
-            mine.set_exception(error)
+                for key in keys:
+                    del self._coming[key]
+            batch.set_exception(error)
             raise
         with self._lock:
-            del self._coming[key]
-            self.decoded += 1
-            self._chunks[key] = chunk
-            self._held += _size(chunk)
+            self.decoded += len(keys)
+            for key, chunk in chunks.items():
+                del self._coming[key]
+                self._chunks[key] = chunk
+                self._held += _size(chunk)
             while self._held > self.most_bytes and len(self._chunks) > 1:
                 self._held -= _size(self._chunks.popitem(last=False)[1])
-        mine.set_result(chunk)
-        return chunk
+        batch.set_result(chunks)
+        return chunks
 
     def __getstate__(self) -> dict[str, Any]:
         return {"most_bytes": self.most_bytes}

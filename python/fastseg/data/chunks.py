@@ -3,7 +3,8 @@
 and copied in one call outside Python's lock.
 
 A source takes part by two methods: ``chunk_bytes(index)`` gives a chunk as it is stored, None if it was never
-written, and ``decode(stored)`` gives the array of a whole chunk, of fill values for None. Neither holds a lock.
+written, and ``decode(stored)`` gives the array of a whole chunk, of fill values for None. Neither holds a lock. With a
+third, ``load_chunks(indices)``, most chunks are read and decoded in one call (native_codecs.py).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -52,6 +54,10 @@ class ChunkedSource(Source):
         """The array that stored bytes decode to, with any error a codec may raise."""
         raise NotImplementedError
 
+    def load_chunks(self, indices: list[tuple[int, ...]]) -> list[np.ndarray | bool | None]:
+        """As ``decode(chunk_bytes(index))`` of each, but None where it is absent and False where this way fails."""
+        return [False] * len(indices)
+
     def chunk_name(self, index: tuple[int, ...]) -> str:
         """The file that holds a chunk."""
         raise NotImplementedError
@@ -86,11 +92,20 @@ def read_chunked(source: Source, slices: Slices, out: np.ndarray, cache: ChunkCa
     corners = itertools.product(*places)
     held = max(1, _HELD_BYTES // (math.prod(source.chunks) * source.dtype.itemsize))
     while some := list(itertools.islice(keys, held)):
-        chunks = cache.get_all(some, lambda key: _load(source, key))
+        chunks = cache.get_all(some, lambda absent: _load_all(source, absent))
         if any(chunk is None for chunk in chunks):
             empty = cache.get((source.name, None), lambda: source.decode(None))
             chunks = [empty if chunk is None else chunk for chunk in chunks]
         _C.copy_boxes(out, chunks, list(itertools.islice(corners, held)))
+
+
+def _load_all(source: Source, keys: list[Any]) -> list[np.ndarray | None]:
+    """The chunks of keys, all in one call where the source can; what it leaves (False) one by one, with its errors."""
+    found: list[Any] = [False] * len(keys)
+    if hasattr(source, "load_chunks"):
+        with suppress(OSError, ValueError):  # which come again, and are placed
+            found = source.load_chunks([index for _, index in keys])
+    return [_load(source, key) if chunk is False else chunk for key, chunk in zip(keys, found, strict=True)]
 
 
 def _load(source: Source, key: Any) -> np.ndarray | None:

@@ -95,6 +95,12 @@ class Hdf5Source(Source):
         assert stored is not None, "only where offers_chunks()"
         return stored.decode(data)
 
+    def load_chunks(self, indices: list[tuple[int, ...]]) -> list[np.ndarray | bool | None]:
+        """As ``decode(chunk_bytes(index))`` of each, but None where it is absent and False where this way fails."""
+        stored = self._chunks()
+        assert stored is not None, "only where offers_chunks()"
+        return stored.load(indices)
+
     def _chunks(self) -> StoredChunks | None:
         found = self._stored
         if found is None or found[0] != os.getpid():

@@ -16,9 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastseg.data.codecs import stored_bytes
+from fastseg.data.native_codecs import ChunkFormat
 from fastseg.data.open_files import OpenFile
 
 _DEFLATE, _SHUFFLE, _FLETCHER32, _LZF = 1, 2, 3, 32000
+# Those without which, but for the shuffle, a chunk is read in one call.
+_CODECS = {(): "none", (_DEFLATE,): "zlib"}
 _ORDER = {_SHUFFLE: 0, _DEFLATE: 1, _LZF: 1, _FLETCHER32: 2}
 
 
@@ -47,6 +51,11 @@ class StoredChunks:
         self.bytes = int(np.prod(self.chunks)) * self.dtype.itemsize
         self.file = _ByteFile(dataset.file.filename)
         self.grid = _grid(dataset)
+        self.steps = np.array([math.prod(self.grid[axis + 1 :]) for axis in range(len(self.grid))], np.int64)
+        shuffled = self.dtype.itemsize if _SHUFFLE in filters and self.dtype.itemsize > 1 else 0
+        codec = _CODECS.get(tuple(f for f in filters if f != _SHUFFLE), "")
+        most = stored_bytes(self.bytes)
+        self.format = ChunkFormat(self.dtype, self.chunks, codec, most, shuffled)
         numbers, offsets, sizes, skipped = array("q"), array("q"), array("I"), array("I")
 
         def note(chunk: Any) -> None:
@@ -76,6 +85,20 @@ class StoredChunks:
                 f"the file ends within a chunk: {size} bytes from {offset} expected, got {len(data)}"
             )
         return StoredChunk(data, int(self.skipped[at]))
+
+    def load(self, indices: list[tuple[int, ...]]) -> list[np.ndarray | bool | None]:
+        """Chunks of the grid decoded in one call: None was never written, False is left to ``decode``."""
+        if not self.format.known or not len(self.numbers):
+            return [False if len(self.numbers) else None] * len(indices)
+        numbers = np.array(indices) @ self.steps
+        at = np.minimum(np.searchsorted(self.numbers, numbers), len(self.numbers) - 1)
+        there = self.numbers[at] == numbers
+        # Those to which not every filter was applied are left: a size of 0 fails.
+        sizes = np.where(self.skipped[at] == 0, self.sizes[at], 0)
+        with self.file.handle() as file:
+            places = self.offsets[at[there]].tolist(), sizes[there].tolist()
+            found = iter(self.format.read(*places, open_file=file.fileno()))
+        return [next(found) if is_there else None for is_there in there.tolist()]
 
     def _number(self, index: tuple[int, ...]) -> int:
         """In C order within the grid of chunks."""

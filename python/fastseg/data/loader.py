@@ -144,20 +144,22 @@ def read_mirrored(
     codes: np.ndarray,
 ) -> None:
     """Fill the arrays with the box [low, high); beyond the volume raw is mirrored, target and codes are 0."""
-    start, stop = np.maximum(low, 0), np.minimum(high, volume.shape)
+    wanted, shape = (low.tolist(), high.tolist()), volume.shape
+    box = [max(a, 0) for a in wanted[0]], [min(b, n) for b, n in zip(wanted[1], shape, strict=True)]
+    if box == wanted:
+        volume.read_raw(*box, raw)
+        volume.read_target(*box, target, codes)
+        return
+    start, stop = map(np.array, box)
     inside = (slice(None), *(slice(a, b) for a, b in zip(start - low, stop - low, strict=True)))
-    whole = (start == low).all() and (stop == high).all()
-    if not whole:
-        target[...] = 0
-        codes[...] = IGNORED
-    box = (start.tolist(), stop.tolist())
+    target[...] = 0
+    codes[...] = IGNORED
     volume.read_raw(*box, raw[inside])
     volume.read_target(*box, target[inside], codes[inside])
-    if not whole:
-        kept = raw[inside].copy()
-        for axis, (a, n, size) in enumerate(zip(start - low, stop - start, raw.shape[1:], strict=True), 1):
-            kept = np.take(kept, mirrored(int(a), int(n), size), axis)
-        raw[...] = kept
+    kept = raw[inside].copy()
+    for axis, (a, n, size) in enumerate(zip(start - low, stop - start, raw.shape[1:], strict=True), 1):
+        kept = np.take(kept, mirrored(int(a), int(n), size), axis)
+    raw[...] = kept
 
 
 def mirrored(before: int, inside: int, size: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from fastseg.data import codecs
 from fastseg.data.chunks import ChunkedSource, read_file
+from fastseg.data.native_codecs import ChunkFormat
 from fastseg.data.sources import MICROMETRES, attribute_voxel_size, guess_axes, listing, reason
 from fastseg.errors import InputError
 
@@ -56,11 +58,17 @@ class N5Source(ChunkedSource):
             ) from error
 
     def chunk_name(self, index: tuple[int, ...]) -> str:
-        return os.path.join(self.folder, *map(str, reversed(index)))
+        return "/".join((self.folder, *map(str, reversed(index))))
 
     def chunk_bytes(self, index: tuple[int, ...]) -> bytes | None:
-        whole = codecs.stored_bytes(self.dtype.itemsize * math.prod(self.chunks))
-        return read_file(self.chunk_name(index), self.name, most=whole)
+        return read_file(self.chunk_name(index), self.name, most=self._format.most_stored)
+
+    def load_chunks(self, indices: list[tuple[int, ...]]) -> list[np.ndarray | bool | None]:
+        """Of whole blocks; those at the border are smaller, and state it."""
+        if not self._format.known:
+            return super().load_chunks(indices)
+        count = len(indices)
+        return self._format.read([0] * count, [-1] * count, [self.chunk_name(index) for index in indices])
 
     def undo(self, data: bytes) -> np.ndarray:
         """A block: mode and number of axes (2 bytes each), its size (4 bytes an axis), the values, big-endian."""
@@ -98,6 +106,9 @@ class N5Source(ChunkedSource):
                 f"{self.name}: N5 compression {kind} is not supported; supported are {', '.join(_CODECS)}"
             )
         self._codec = _CODECS[kind]
+        whole = codecs.stored_bytes(self.dtype.itemsize * math.prod(self.chunks))
+        header = struct.pack(f">HH{len(self.shape)}I", 0, len(self.shape), *reversed(self.chunks))
+        self._format = ChunkFormat(self.dtype, self.chunks, self._codec or "none", whole, header=header)
         axes = "".join(str(axis).lower() for axis in reversed(attributes.get("axes") or ()))
         self.axes = axes if len(axes) == len(self.shape) else guess_axes(len(self.shape))
         self.voxel_size = self._voxel_size(attributes)

@@ -7,6 +7,7 @@ number of threads and of processes, and a resumed run needs nothing but its step
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -35,7 +36,7 @@ class _Way:
     """A way of drawing: its share, the chance of each volume, and candidate positions (None: anywhere)."""
 
     share: float
-    chances: list[float]
+    edges: list[float]  # sums of the chances of the volumes
     candidates: list[np.ndarray] | None
 
 
@@ -92,8 +93,9 @@ class PatchSampler:
                 [index.foreground for index in indexes],
             ),
         ]
-        ways = [_Way(share, _chances(found, weights), where) for share, found, where in counts]
-        self.ways = [way for way in ways if way.share > 0 and sum(way.chances) > 0]
+        ways = [_Way(share, _edges(_chances(found, weights)), where) for share, found, where in counts]
+        self.ways = [way for way in ways if way.share > 0 and way.edges[-1] > 0]
+        self.way_edges = _edges([way.share for way in self.ways])
         if not self.ways:
             raise InputError(
                 "sampling draws around labelled voxels or foreground alone, and there are none: give uniform a share"
@@ -115,8 +117,8 @@ class PatchSampler:
         return volume, _box(starts[member])
 
     def _draw_alone(self, rng: np.random.Generator) -> tuple[int, _Way, np.ndarray]:
-        way = self.ways[_choose(rng, [way.share for way in self.ways])]
-        volume = _choose(rng, way.chances)
+        way = self.ways[_choose(rng, self.way_edges)]
+        volume = _choose(rng, way.edges)
         limit = self.limits[volume]
         if way.candidates is None:
             return volume, way, rng.integers(limit + 1)
@@ -182,6 +184,9 @@ def _box(start: np.ndarray) -> Box:
     return (int(start[0]), int(start[1]), int(start[2]))
 
 
-def _choose(rng: np.random.Generator, weights: Sequence[float]) -> int:
-    edges = np.cumsum(weights)
-    return int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))
+def _edges(weights: Sequence[float]) -> list[float]:
+    return np.cumsum(weights).tolist()
+
+
+def _choose(rng: np.random.Generator, edges: list[float]) -> int:
+    return bisect_right(edges, rng.random() * edges[-1])

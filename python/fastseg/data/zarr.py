@@ -55,25 +55,50 @@ class ZarrSource(ChunkedSource):
         self._indexes = ChunkCache(_INDEX_BYTES)
 
     def chunk_name(self, index: tuple[int, ...]) -> str:
-        return os.path.join(self.folder, self.layout.key(self._shard_of(index)))
+        return f"{self.folder}/{self.layout.key(self._shard_of(index))}"
 
     def chunk_bytes(self, index: tuple[int, ...]) -> bytes | None:
         path = self.chunk_name(index)
         if self.layout.shard is None:
             return read_file(path, self.name, most=self.layout.stored_bytes)
-        table = self._indexes.get(self._shard_of(index), lambda: self._shard_index(path))
-        if not table.size:
+        place = self._place_in_shard(path, index)
+        if place is None:
             return None
-        offset, size = (
-            int(v) for v in table[tuple(i % n for i, n in zip(index, table.shape[:-1], strict=True))]
-        )
-        if offset == size == _MISSING:
-            return None
+        offset, size = place
         is_sane = size <= self.layout.stored_bytes and offset < 2**62
         data = read_file(path, self.name, offset, size) if is_sane else b""
         if data is None or len(data) != size or not size:
             raise InputError(f"{self.name} cannot be read: {path} ends before chunk {index}")
         return data
+
+    def load_chunks(self, indices: list[tuple[int, ...]]) -> list[np.ndarray | bool | None]:
+        form = self.layout.format
+        if form is None:
+            return super().load_chunks(indices)
+        if self.layout.shard is None:
+            prefix, separator = f"{self.folder}/{self.layout.prefix}", self.layout.separator
+            files = [prefix + separator.join(map(str, index)) for index in indices]
+            found = form.read([0] * len(files), [-1] * len(files), files)
+        else:
+            files = [self.chunk_name(index) for index in indices]
+            places = [self._place_in_shard(*pair) for pair in zip(files, indices, strict=True)]
+            there = [i for i, place in enumerate(places) if place is not None]
+            offsets, sizes = ([min(p[part], 2**62) for p in places if p is not None] for part in (0, 1))
+            found = [None] * len(files)
+            for i, chunk in zip(there, form.read(offsets, sizes, [files[i] for i in there]), strict=True):
+                found[i] = chunk
+        if self.layout.orders:
+            return [self.layout.in_file_axes(c) if isinstance(c, np.ndarray) else c for c in found]
+        return found
+
+    def _place_in_shard(self, path: str, index: tuple[int, ...]) -> tuple[int, int] | None:
+        """Offset and size of a chunk, whatever the shard's index says; None where it is absent."""
+        table = self._indexes.get(self._shard_of(index), lambda: self._shard_index(path))
+        if table is None or not table.size:
+            return None
+        inner = tuple(i % n for i, n in zip(index, table.shape[:-1], strict=True))
+        offset, size = table[inner].tolist()
+        return None if offset == size == _MISSING else (offset, size)
 
     def undo(self, data: bytes) -> np.ndarray:
         return self.layout.decode(data)

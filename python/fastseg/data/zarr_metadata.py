@@ -13,11 +13,13 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from fastseg.data import codecs
+from fastseg.data.native_codecs import ChunkFormat
 from fastseg.data.sources import reason
 from fastseg.errors import InputError
 
@@ -75,16 +77,32 @@ class ArrayLayout:
         widened = 8 if any(name == "astype" for name, _ in self.pipeline) else 1
         return codecs.stored_bytes(widened * self.chunk_bytes)
 
+    @cached_property
+    def format(self) -> ChunkFormat | None:
+        """None where a chunk takes more than one codec, or one that Python alone knows."""
+        if len(self.pipeline) > 1:
+            return None
+        codec = self.pipeline[0][0] if self.pipeline else "none"
+        found = ChunkFormat(self.dtype, self._stored_shape, codec, self.stored_bytes)
+        return found if found.known else None
+
+    @property
+    def _stored_shape(self) -> tuple[int, ...]:
+        shape = self.chunks
+        for order in self.orders:
+            shape = tuple(shape[a] for a in order)
+        return shape
+
     def decode(self, data: Any) -> np.ndarray:
         size = self.chunk_bytes
         for place, (name, settings) in reversed(list(enumerate(self.pipeline))):
             is_last = place == 0
             most = size if is_last else self.stored_bytes
             data = codecs.decode(name, settings, data, most, exact=is_last)
-        shape = self.chunks
-        for order in self.orders:
-            shape = tuple(shape[a] for a in order)
-        array = codecs.as_array(data, self.dtype, shape)
+        return self.in_file_axes(codecs.as_array(data, self.dtype, self._stored_shape))
+
+    def in_file_axes(self, array: np.ndarray) -> np.ndarray:
+        """A chunk as it is stored, transposed back."""
         for order in reversed(self.orders):
             array = array.transpose(np.argsort(order))
         return array

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Chunks read and decoded in one call: what codecs.py makes of each is the definition."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import threading
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import h5py
+import imagecodecs
+import numcodecs
+import numpy as np
+import pytest
+import zarr
+
+from fastseg import _C
+from fastseg.data import native_codecs
+from fastseg.data.cache import ChunkCache
+from fastseg.data.chunks import ChunkedSource, read_chunked
+from fastseg.data.native_codecs import ChunkFormat
+from fastseg.data.volumes import open_volume
+from fastseg.errors import InputError
+
+SHAPE = (5, 6, 8)
+PACK = {
+    "none": bytes,
+    "zlib": zlib.compress,
+    "gzip": imagecodecs.gzip_encode,
+    "zstd": imagecodecs.zstd_encode,
+    "blosc": lambda data: numcodecs.Blosc(shuffle=2).encode(np.frombuffer(data, "u1")),
+}
+
+
+def content(dtype: str) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 5, SHAPE).astype(dtype)
+
+
+def shuffled(array: np.ndarray) -> bytes:
+    return array.reshape(-1).view(np.uint8).reshape(-1, array.dtype.itemsize).T.tobytes()
+
+
+@pytest.mark.parametrize("codec", PACK)
+@pytest.mark.parametrize("dtype", ["u1", "<u2", ">i4", "f8", "?"])
+def test_chunks_are_those_that_were_written(tmp_path: Path, codec: str, dtype: str) -> None:
+    array = content(dtype)
+    for plain, apart in ((array.tobytes(), 0), (shuffled(array), array.dtype.itemsize)):
+        stored = b"head" + PACK[codec](plain)
+        form = ChunkFormat(array.dtype, SHAPE, codec, len(stored), apart, b"head")
+        assert form.known
+        (tmp_path / "a").write_bytes(stored)
+        (tmp_path / "b").write_bytes(b"?" * 7 + stored + b"?")
+        first, second = form.read([0, 7], [-1, len(stored)], [f"{tmp_path}/a", f"{tmp_path}/b"])
+        with open(tmp_path / "b", "rb") as file:
+            (third,) = form.read([7], [len(stored)], open_file=file.fileno())
+        for found in (first, second, third):
+            assert isinstance(found, np.ndarray)
+            assert found.dtype == array.dtype
+            np.testing.assert_array_equal(found, array)
+
+
+@pytest.mark.parametrize("items", [3, 6])
+def test_numbers_of_odd_sizes_are_unshuffled(tmp_path: Path, items: int) -> None:
+    data = np.arange(240, dtype="u1")
+    (tmp_path / "a").write_bytes(data.reshape(-1, items).T.tobytes())
+    (found,) = ChunkFormat(np.dtype("u1"), (240,), "none", 240, items).read([0], [-1], [f"{tmp_path}/a"])
+    np.testing.assert_array_equal(found, data)
+
+
+@pytest.mark.parametrize("codec", PACK)
+def test_what_is_not_as_expected_is_left_to_others(tmp_path: Path, codec: str) -> None:
+    array = content("<u2")
+    whole = PACK[codec](array.tobytes())
+    files = {
+        "cut": whole[:-1],
+        "longer": whole + b"\0" * (5 if codec != "none" else 1),
+        "short": PACK[codec](array.tobytes()[:-2]),
+        "too much": PACK[codec](array.tobytes() + b"ab"),
+        "noise": np.random.default_rng(1).bytes(len(whole)) if codec != "none" else b"",
+        "empty": b"",
+    }
+    if codec == "zstd":
+        del files["longer"]  # a frame of zeros is no frame: the library's own business
+    for name, stored in files.items():
+        (tmp_path / name).write_bytes(stored)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "whole").write_bytes(whole)
+    names = [*files, "folder", "absent", "whole"]
+    form = ChunkFormat(array.dtype, SHAPE, codec, 4096)
+    found = form.read([0] * len(names), [-1] * len(names), [f"{tmp_path}/{name}" for name in names])
+    assert found[:-2] == [False] * (len(names) - 2)
+    assert found[-2] is None
+    np.testing.assert_array_equal(found[-1], array)
+    # Sizes and offsets that a damaged index states, a header that is another, a chunk that takes too much.
+    path = f"{tmp_path}/whole"
+    for offset, size in ((1, len(whole)), (-1, 5), (0, len(whole) + 1), (2**62, 5), (0, 2**62)):
+        assert form.read([offset], [size], [path]) == [False]
+    assert ChunkFormat(array.dtype, SHAPE, codec, 4096, 0, b"another").read([0], [-1], [path]) == [False]
+    assert ChunkFormat(array.dtype, SHAPE, codec, len(whole) - 1).read([0], [-1], [path]) == [False]
+
+
+def test_bad_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match="codec must be none, zlib, gzip, zstd or blosc, got lz5"):
+        ChunkFormat(np.dtype("u1"), (4,), "lz5", 9).read([], [])
+    with pytest.raises(ValueError, match="files, offsets and sizes must be as many, got 1, 2 and 2"):
+        ChunkFormat(np.dtype("u1"), (4,), "none", 9).read([0, 0], [1, 1], ["a"])
+    with pytest.raises(ValueError, match="shuffled_bytes must divide the 4 of a chunk, got 3"):
+        ChunkFormat(np.dtype("u1"), (4,), "none", 9, 3).read([0], [1], ["a"])
+    with pytest.raises(ValueError, match="library must be deflate, zstd or blosc, got lz5"):
+        _C.set_codec_functions("lz5", [1])
+    with pytest.raises(ValueError, match="addresses must be 3, got 1"):
+        _C.set_codec_functions("zstd", [1])
+
+
+def test_memory_is_used_again_but_never_shared(tmp_path: Path) -> None:
+    form = ChunkFormat(np.dtype("u1"), (1 << 20,), "none", 1 << 21)
+    for value in range(12):
+        (tmp_path / str(value)).write_bytes(bytes([value]) * (1 << 20))
+
+    def read(values: range) -> list[np.ndarray]:
+        return form.read([0] * len(values), [-1] * len(values), [f"{tmp_path}/{v}" for v in values])  # type: ignore[return-value]
+
+    for _ in range(3):  # more than the 8 MiB that are kept
+        held = read(range(12))
+        kept = held[3][10:20]
+        del held[3:5]
+        others = read(range(3, 7))
+        assert (
+            [int(array.min()) for array in others] == [int(array.max()) for array in others] == [3, 4, 5, 6]
+        )
+        assert [int(array.max()) for array in held] == [0, 1, 2, 5, 6, 7, 8, 9, 10, 11]
+        assert (kept == 3).all()
+
+
+FORMATS = {
+    "hdf5": dict(compression="gzip", shuffle=True),
+    "hdf5 plain": {},
+    "zstd": zarr.codecs.ZstdCodec(),
+    "gzip": zarr.codecs.GzipCodec(),
+    "blosc": zarr.codecs.BloscCodec(),
+    "none": None,
+    "shards": zarr.codecs.ZstdCodec(),
+    "n5": None,
+}
+
+
+def volume_of(folder: Path, name: str, array: np.ndarray) -> str:
+    """Chunks of which some were never written, and some reach beyond the border."""
+    chunks = (4, 4, 4)
+    if name.startswith("hdf5"):
+        with h5py.File(folder / "v.h5", "w") as file:
+            made = file.create_dataset(
+                "raw", array.shape, array.dtype, chunks=chunks, fillvalue=3, **FORMATS[name]
+            )
+            made[4:] = array[4:]
+        return f"{folder}/v.h5"
+    if name == "n5":
+        (folder / "v.n5" / "raw").mkdir(parents=True)
+        attributes = {"dimensions": array.shape[::-1], "blockSize": (4, 4, 4), "dataType": "uint16"}
+        text = json.dumps({**attributes, "compression": {"type": "gzip"}})
+        (folder / "v.n5" / "raw" / "attributes.json").write_text(text)
+        for z, y, x in np.ndindex(3, 3, 3):
+            block = array[4 * z :, 4 * y :, 4 * x :][:4, :4, :4]
+            header = struct.pack(">HH3I", 0, 3, *block.shape[::-1])
+            path = folder / "v.n5" / "raw" / str(x) / str(y) / str(z)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if z:
+                path.write_bytes(header + imagecodecs.gzip_encode(block.astype(">u2").tobytes()))
+        return f"{folder}/v.n5"
+    made = zarr.create_array(
+        folder / "v.zarr",
+        shape=array.shape,
+        dtype=array.dtype,
+        chunks=chunks,
+        shards=(8, 8, 8) if name == "shards" else None,
+        compressors=FORMATS[name],
+        fill_value=3,
+    )
+    made[4:] = array[4:]
+    return f"{folder}/v.zarr"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_both_ways_give_the_same_and_this_one_is_taken(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = np.random.default_rng(0).integers(0, 1000, (10, 11, 9)).astype("u2")
+    path = volume_of(tmp_path, name, array)
+    array[:4] = 0 if name == "n5" else 3
+    taken: list[object] = []
+    read = ChunkFormat.read
+
+    def counted(self: ChunkFormat, *arguments: object, **options: object) -> list[object]:
+        found = read(self, *arguments, **options)  # type: ignore[arg-type]
+        taken.extend(found)
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ChunkFormat, "read", counted)
+        cache = ChunkCache(1 << 20)
+        np.testing.assert_array_equal(open_volume(path).with_cache(cache)[:][0], array)
+    assert cache.decoded == 28  # and one of fill values for all that are absent
+    assert sum(isinstance(chunk, np.ndarray) for chunk in taken) >= (4 if name == "n5" else 18)
+    if name != "n5":  # of which smaller blocks at the border are left to Python
+        assert not any(chunk is False for chunk in taken)
+    with monkeypatch.context() as patched:
+        patched.setattr(ChunkFormat, "known", False)
+        np.testing.assert_array_equal(open_volume(path).with_cache(ChunkCache(1))[:][0], array)
+
+
+def test_libraries_that_show_no_symbols_are_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        native_codecs._LIBRARIES, "zstd", (("ZSTD_nothing",), ("imagecodecs._zstd", "no_such.module"))
+    )
+    native_codecs._found.cache_clear()
+    try:
+        assert not ChunkFormat(np.dtype("u1"), (4,), "zstd", 9).known
+        array = np.arange(10 * 11 * 9).reshape(10, 11, 9).astype("u2")
+        path = volume_of(tmp_path, "zstd", array)
+        np.testing.assert_array_equal(open_volume(path)[4:][0], array[4:])
+    finally:
+        native_codecs._found.cache_clear()
+
+
+def test_filters_that_were_not_applied_to_a_chunk(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        made = file.create_dataset("raw", (4, 8), "u2", chunks=(4, 4), compression="gzip", shuffle=True)
+        made[...] = 1
+        made.id.write_direct_chunk((0, 4), np.full((4, 4), 7, "u2").tobytes(), filter_mask=0b11)
+    volume = open_volume(tmp_path / "v.h5").with_cache(ChunkCache(1))
+    assert (volume[:][0, 0, :, :4] == 1).all()
+    assert (volume[:][0, 0, :, 4:] == 7).all()
+
+
+class Slow(ChunkedSource):
+    """Chunks that the test lets go; one of them is damaged."""
+
+    name, shape, chunks, dtype, fill, path = "slow", (4, 1), (1, 1), np.dtype("u1"), 0, ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[list[tuple[int, ...]]] = []
+        self.go = threading.Event()
+
+    def load_chunks(self, indices: list[tuple[int, ...]]) -> list[np.ndarray | bool | None]:
+        self.asked.append(indices)
+        self.go.wait(20)
+        return [index != (0, 0) and np.full((1, 1), index[0], np.uint8) for index in indices]
+
+    def chunk_bytes(self, index: tuple[int, ...]) -> bytes:
+        raise InputError(f"chunk {index} is damaged")
+
+
+def test_who_waits_for_a_chunk_does_not_fail_with_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, cache = Slow(), ChunkCache(1 << 20)
+
+    def read(low: int, high: int) -> list[int]:
+        out = np.zeros((high - low, 1), np.uint8)
+        read_chunked(source, (slice(low, high), slice(0, 1)), out, cache)
+        return out.ravel().tolist()
+
+    with ThreadPoolExecutor(2) as pool:
+        damaged = pool.submit(read, 0, 2)
+        while not source.asked:
+            os.sched_yield()
+        whole = pool.submit(read, 1, 4)
+        while len(source.asked) < 2:
+            os.sched_yield()
+        source.go.set()
+        with pytest.raises(InputError, match=r"chunk \(0, 0\) is damaged"):
+            damaged.result()
+        assert whole.result() == [1, 2, 3]
+    # Each was asked for by one thread; the one that waited asked again, for its own alone.
+    assert source.asked == [[(0, 0), (1, 0)], [(2, 0), (3, 0)], [(1, 0)]]
