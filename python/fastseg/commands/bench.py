@@ -29,6 +29,8 @@ from fastseg.train.task import Task
 # The stages take turns so often, so that a machine's slow minute falls on all of them alike.
 _ROUNDS = 5
 
+_ENDLESS = 1 << 30
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -65,8 +67,8 @@ def bench_pipeline(config: Config, seconds: float, path: str | None = None) -> l
         f"{device}, {torch.get_num_threads()} threads, patch {config.patch} (z, y, x), batch {config.train.batch}",
         f"{'':<12}{'patches/s':>12}{'voxels/s':>14}",
         *(
-            f"{name:<12}{rate:>12.4g}{rate * rates.voxels_per_patch:>14.4g}"
-            for name, rate in (
+            f"{name:<12}{each:>12.4g}{each * rates.voxels_per_patch:>14.4g}"
+            for name, each in (
                 ("loader only", rates.loader),
                 ("model only", rates.model),
                 ("end to end", rates.end_to_end),
@@ -84,10 +86,8 @@ def measure_pipeline(task: Task, config: Config, ranks: Ranks, seconds: float) -
 
     The network of ``task`` is trained by it.
     """
-    # The learning rate's schedule must not come to an end before the clock does.
-    endless = config.train.model_copy(update={"steps": 1 << 30})
-    stepper, device = Stepper(task.updates(endless), endless, ranks, task), ranks.device
-    with closing(task.batches(0, endless.steps)) as batches:
+    stepper, device = endless_stepper(task, config, ranks), ranks.device
+    with closing(task.batches(0, _ENDLESS)) as batches:
         first = next(batches)
         stepper.step(first, 0)
         # The second finds the optimizer's state and is not captured yet.
@@ -105,7 +105,7 @@ def measure_pipeline(task: Task, config: Config, ranks: Ranks, seconds: float) -
         # What was read ahead while the stage before ran would be counted as if it had cost nothing.
         ahead = config.data.threads + 2
         stages = ((load, ahead), (learn, 1), (both, ahead))
-        rounds = [[_rate(*stage, seconds / _ROUNDS, device) for stage in stages] for _ in range(_ROUNDS)]
+        rounds = [[rate(*stage, seconds / _ROUNDS, device) for stage in stages] for _ in range(_ROUNDS)]
         graphed = None
         if stepper.graphed is not None and stepper.graphed.captured is not None:
             beside = count(lambda: stepper.step(first, 0))
@@ -118,7 +118,13 @@ def measure_pipeline(task: Task, config: Config, ranks: Ranks, seconds: float) -
     return Rates(loader, model, end_to_end, math.prod(config.patch), step, graphed)
 
 
-def _rate(run: Callable[[], None], uncounted: int, seconds: float, device: torch.device) -> float:
+def endless_stepper(task: Task, config: Config, ranks: Ranks) -> Stepper:
+    """Steps whose learning rate does not come to an end before the clock does."""
+    settings = config.train.model_copy(update={"steps": _ENDLESS})
+    return Stepper(task.updates(settings), settings, ranks, task)
+
+
+def rate(run: Callable[[], None], uncounted: int, seconds: float, device: torch.device) -> float:
     """Calls per second, after some that are not counted."""
     for _ in range(uncounted):
         run()
@@ -138,8 +144,8 @@ def _synchronise(device: torch.device) -> None:
 
 def _record(rates: Rates, predicted: PredictionRates | None, config: Config, device: str) -> dict[str, Any]:
     stages = {
-        name: {"patches_per_second": rate, "voxels_per_second": rate * rates.voxels_per_patch}
-        for name, rate in list(asdict(rates).items())[:3]
+        name: {"patches_per_second": each, "voxels_per_second": each * rates.voxels_per_patch}
+        for name, each in list(asdict(rates).items())[:3]
     }
     return {
         **stages,

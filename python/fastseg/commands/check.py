@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fastseg.commands.bench import Rates, measure_pipeline
+from fastseg.commands.limits import Twice, limit, measure_twice
 from fastseg.data.annotations import AnnotatedVolume, index_labels
 from fastseg.data.loader import PatchLoader
 from fastseg.data.resampled import ResampledVolume
@@ -77,6 +78,10 @@ def check_run(config: Config, seconds: float, reading_seconds: float = 600.0) ->
         if seconds > 0:
             rates = measure_pipeline(task, config, ranks, seconds)
             lines += _measured(rates, ranks)
+            if not config.train.compile:  # which would compile for minutes again
+                taken = _peak(ranks)
+                twice = measure_twice(task, config, ranks, seconds)
+                lines += _limits(rates, twice, taken, config.train.batch)
             if rates.loader < rates.model:
                 trouble.append(
                     "loading is slower than learning: see docs/loading.md; data.threads, data.patches_per_block and "
@@ -174,15 +179,29 @@ def _trouble(config: Config, volumes: list[AnnotatedVolume], task: Any, ranks: R
 
 
 def _measured(rates: Rates, ranks: Ranks) -> list[str]:
-    if ranks.device.type == "cuda":
-        peak, what = torch.cuda.max_memory_allocated(ranks.device), "of the GPU"
-    else:
-        peak, what = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10, "of this process"
+    what = "of the GPU" if ranks.device.type == "cuda" else "of this process"
     return [
         f"measured: the loader alone gives {rates.loader:.4g} patches/s, the model alone takes {rates.model:.4g}, "
         f"together {rates.end_to_end:.4g} ({100 * rates.efficiency:.0f} % of the model alone)",
-        f"memory: {_mib(peak)} {what}, the most it took for these steps",
+        f"memory: {_mib(_peak(ranks))} {what}, the most it took for these steps",
     ]
+
+
+def _peak(ranks: Ranks) -> int:
+    """The most bytes that the device's memory held."""
+    if ranks.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(ranks.device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def _limits(rates: Rates, twice: Twice, taken: int, batch: int) -> list[str]:
+    """taken: bytes for batches of the size they have."""
+    lines = [f"what limits: {limit(rates, twice, batch)}"]
+    if twice.peak is not None:
+        lines.append(
+            f"memory of batches of {2 * batch}: {_mib(twice.peak)}, {_mib(max(twice.peak - taken, 0) // batch)} a patch"
+        )
+    return lines
 
 
 def _prediction_bytes(config: Config, volume: Volume) -> int:
