@@ -1,4 +1,4 @@
-# make demo | test | lint | format | docs | bench | build-check | package-check | gpu-check | gpu-tune | clean
+# make demo | test | lint | format | docs | bench | bench-pipeline | build-check | package-check | gpu-check | gpu-tune | clean
 #
 # Everything lives in a virtual environment of the project's own. A torch >= 2.11 that PYTHON can import is
 # used there as it is; otherwise $(TORCH) is installed. For a build of torch of your own choice, install it
@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := CMakeLists.txt $(shell find csrc kernels -type f) $(shell find python -type d -not -name __pycache__)
 CPP := $(shell git ls-files '*.cpp' '*.cu' '*.cuh' '*.h' 2>/dev/null)
 
-.PHONY: demo test lint format docs bench build-check package-check gpu-check gpu-tune clean
+.PHONY: demo test lint format docs bench bench-pipeline build-check package-check gpu-check gpu-tune clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.built
@@ -43,6 +43,10 @@ docs: $(VENV)/.documents
 
 bench: $(VENV)/.built
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+# Training and prediction of a table of networks, from end to end. See docs/benchmarks.md.
+bench-pipeline: $(VENV)/.built
+	$(BIN)/python benchmarks/bench_pipeline.py $(ARGS)
 
 # Builds as other machines do: headers of an older torch, libstdc++ static. See docs/install.md.
 build-check: $(VENV)/.built

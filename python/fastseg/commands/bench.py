@@ -50,15 +50,21 @@ class Rates:
         return self.end_to_end / self.model
 
 
-def bench_pipeline(config: Config, seconds: float, path: str | None = None) -> list[str]:
-    """Time the stages for ``seconds`` each; a line each of a table, and JSON at ``path`` if given."""
+def measure(config: Config, seconds: float) -> tuple[Config, Rates, PredictionRates | None, str]:
+    """The stages of training and, of a network that segments, of prediction, ``seconds`` each; before them the
+    configuration with all it implies, and behind them the device."""
     with join(config.train.device) as ranks:
         config, volumes, task = prepare(config, ranks)
         rates = measure_pipeline(task, config, ranks, seconds)
         predicted = None
         if config.segments:
             predicted = measure_prediction(config, volumes[0].raw, ranks.device, seconds)
-        device = f"{ranks.device} ({device_name(ranks.device)})"
+        return config, rates, predicted, f"{ranks.device} ({device_name(ranks.device)})"
+
+
+def bench_pipeline(config: Config, seconds: float, path: str | None = None) -> list[str]:
+    """Time the stages for ``seconds`` each; a line each of a table, and JSON at ``path`` if given."""
+    config, rates, predicted, device = measure(config, seconds)
     if path is not None:
         write_atomically(
             path, (json.dumps(_record(rates, predicted, config, device), indent=2) + "\n").encode()
