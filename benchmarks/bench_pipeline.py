@@ -41,7 +41,7 @@ NETWORKS = {
         for dims in ("3D", "2D")
         for width in (8, 16, 32)
     },
-    "resnet50": ("2D", {"network": {"kind": "resnet50"}}),
+    "resnet50": ("2D", {"network": {"kind": "resnet50", "pooling": [2] * 5}}),
     "patch_contrast": ("2D", {"method": "patch_contrast", "patch_contrast": {"patch_size": 16, "stride": 8}}),
     "region_contrast": ("2D", {"method": "region_contrast", "network": {"width": 8}}),
 }

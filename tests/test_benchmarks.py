@@ -11,11 +11,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
+import bench_pipeline
 import measure
 from harness import Case, Op, run_case
 from measure import FASTEST_CLOCK, HEAD_START, WARM_UP, time_in_turns
 from run import OPS
 from table import append_rows, device_file, latest, read_rows, render
+
+from fastseg.commands.bench import Rates
+from fastseg.commands.bench_prediction import PredictionRates
+from fastseg.train.launches import Count
 
 OPTIONS = argparse.Namespace(device="cpu", rounds=3, no_memory=True)
 
@@ -137,3 +142,34 @@ def test_every_op_has_the_shapes_of_real_volumes_and_one_beyond_2_31(op):
     assert {(8, 3, 512, 512), (2, 32, 64, 64, 64), (2, 1, 128, 128, 128)} <= {case.shape for case in op.cases}
     for case in op.cases:
         assert case.huge == (torch.Size(case.shape).numel() > 2**31)
+
+
+def test_the_table_of_networks_has_a_row_for_each_and_each_is_a_configuration(tmp_path, monkeypatch, capsys):
+    seen = []
+
+    def fake(config, seconds):
+        seen.append((config.method, config.train.graph, config.train.compile, seconds))
+        predicted = PredictionRates(4.0, 3.0, 8, 0.1, 0.2, Count(30, 40, 0)) if config.segments else None
+        return config, Rates(9.0, 8.0, 7.0, 8, Count(100, 200, 0), None), predicted, "cpu"
+
+    monkeypatch.setattr(bench_pipeline, "measure", fake)
+    monkeypatch.setattr(bench_pipeline, "SHAPE", (16, 64, 64))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(
+        sys, "argv", ["bench_pipeline.py", "--compile", "--seconds", "2", "--results", str(tmp_path)]
+    )
+    bench_pipeline.main()
+    (file,) = tmp_path.iterdir()
+    rows = read_rows(file)
+    assert [(row["network"], row["how"]) for row in rows] == [
+        (network, how) for network in bench_pipeline.NETWORKS for how in ("eager", "compile")
+    ]
+    assert {(row["of_model"], row["launches"], row["graph_launches"]) for row in rows} == {
+        ("0.875", "100", "")
+    }
+    assert {row["network"]: row["predict_of_model"] for row in rows} == {
+        network: "" if network == "region_contrast" else "0.75" for network in bench_pipeline.NETWORKS
+    }
+    assert set(seen) >= {("supervised", "off", False, 2.0), ("patch_contrast", "off", True, 2.0)}
+    assert capsys.readouterr().out.count("\n| 3D width ") == 6
+    assert bench_pipeline.config_of(tmp_path, "3D width 8", "graph", "cuda").train.graph == "on"
