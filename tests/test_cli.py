@@ -57,7 +57,7 @@ def test_train_predict_evaluate(trained: Path) -> None:
 @pytest.mark.parametrize(
     ("test", "hint"),
     [
-        ("[]", "trained: fastseg predict {run} --raw FILE --output prediction.tif"),
+        ("[]", "trained: fastseg segment {raw} --run {run}, or another image"),
         ("[{raw: phantoms.h5:/raw}]", "trained: fastseg predict {run}"),
         (
             "[{raw: phantoms.h5:/raw, labels: phantoms.h5:/somata}]",
@@ -71,9 +71,9 @@ def test_what_to_do_next_can_be_pasted(tmp_path: Path, test: str, hint: str) -> 
     done = fastseg("train", config, f"data.test={test}", "train.steps=1")
     assert done.returncode == 0, done.stderr
     run = shlex.quote(str(config.parent / "run"))
-    assert done.stdout.splitlines()[-1] == hint.format(run=run)
-    if "--raw" not in hint:
-        assert fastseg(*shlex.split(hint.format(run=run).split(", ")[0])[2:]).returncode == 0
+    hint = hint.format(run=run, raw=shlex.quote(f"{config.parent}/phantoms.h5:/raw"))
+    assert done.stdout.splitlines()[-1] == hint
+    assert fastseg(*shlex.split(hint.split(", ")[0])[2:]).returncode == 0
 
 
 def test_suspicious_labels_are_said_by_check_and_train(tmp_path: Path) -> None:

@@ -44,13 +44,19 @@ def init(
             help="The file to write; or a folder of images, with labels or without, to begin with."
         ),
     ] = "fastseg.yaml",
+    first: Annotated[
+        int,
+        typer.Option(
+            min=0, max=1, help="The number of the first slice in the names of masks of a few slices."
+        ),
+    ] = 0,
 ) -> None:
     """Write a commented configuration to start from; or, of a folder, one for the images and labels in it."""
     from fastseg.train.found import write_found
     from fastseg.train.template import write_template
 
     if os.path.isdir(path):
-        for line in write_found(path, "fastseg.yaml"):
+        for line in write_found(path, "fastseg.yaml", first):
             print(line)
         print("wrote fastseg.yaml: try fastseg check fastseg.yaml, then fastseg train fastseg.yaml")
         return
@@ -90,7 +96,13 @@ def train(
     if settings.segments and os.environ.get("RANK", "0") == "0":
         path = shlex.quote(str(run.path))
         if not settings.data.test:
-            print(f"trained: fastseg predict {path} --raw FILE --output prediction.tif")
+            entry = settings.data.train[0]
+            whole = os.path.abspath(os.path.join(settings.data.root or ".", entry.raw))
+            raw = shlex.quote(min(whole, os.path.relpath(whole), key=len))
+            axes = f" --axes {entry.axes}" if entry.axes else ""
+            if entry.channels:
+                axes += f" --channels {shlex.quote(','.join(map(str, entry.channels)))}"
+            print(f"trained: fastseg segment {raw}{axes} --run {path}, or another image")
         elif all(entry.labels for entry in settings.data.test):
             print(f"trained: fastseg predict {path}, then fastseg evaluate {path}")
         else:
@@ -120,6 +132,10 @@ def predict(
         int, typer.Option(min=0, metavar="VOXELS", help="Of --what instances: smaller objects are left out.")
     ] = 0,
     axes: Annotated[Optional[str], typer.Option(help="The axes of --raw, as in czyx.")] = None,  # noqa: UP045
+    channels: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="N,N,...", help="Of --raw, by number or name; by default data.channels."),
+    ] = None,
     region: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
@@ -154,6 +170,7 @@ def predict(
         raw=raw,
         output=output,
         axes=axes,
+        channels=channels,
         region=region,
         voxel_size=voxel_size,
         what=what,
@@ -174,12 +191,17 @@ def segment(
         Optional[str],  # noqa: UP045
         typer.Option(help="As of predict; by default IMAGE_segmented.tif, for a folder IMAGE_segmented."),
     ] = None,
+    what: Annotated[Optional[str], typer.Option(help="As of predict, as in instances.")] = None,  # noqa: UP045
+    axes: Annotated[Optional[str], typer.Option(help="The axes of IMAGE, as in czyx.")] = None,  # noqa: UP045
+    channels: Annotated[Optional[str], typer.Option(help="As of predict, as in 1,DAPI.")] = None,  # noqa: UP045
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there.")] = False,
 ) -> None:
     """Segment one image, or a folder of them, without a configuration: what predict does with --raw and --output."""
     from fastseg.commands.infer import beside, predict_run
 
-    for path in predict_run(run, raw=image, output=output or beside(image), overwrite=overwrite):
+    output = output or beside(image)
+    options = {"what": what, "axes": axes, "channels": channels}
+    for path in predict_run(run, raw=image, output=output, overwrite=overwrite, **options):
         print(f"wrote {path}")
 
 

@@ -134,6 +134,7 @@ def _uncertainty(path: str, volume: Volume, axis: int, window: int) -> SliceUnce
         )
     state = run.load_for_prediction(config.predict.checkpoint)
     device = choose_device(config.train.device)
+    volume = volume.pick(config.data.channels)
     network = trained_network(config, state, [volume], device)
     sizes = {"predict.batch": config.predict.batch, "predict.block_voxels": config.predict.block_voxels}
     with explaining_out_of_memory(Ranks(device=device), sizes, "lower one of them"):

@@ -13,7 +13,7 @@ from torch import nn
 
 from fastseg.data.annotations import AnnotatedVolume
 from fastseg.data.exports import EXPORT_SUFFIXES, export_volume, is_export, require_export
-from fastseg.data.images import image_paths
+from fastseg.data.images import bare_name, image_paths
 from fastseg.data.instances import InstanceSource
 from fastseg.data.label_map import LabelMapSource
 from fastseg.data.outputs import OUTPUT_SUFFIXES, is_begun
@@ -40,6 +40,7 @@ def predict_run(
     raw: str | None = None,
     output: str | None = None,
     axes: str | None = None,
+    channels: str | None = None,
     region: str | None = None,
     voxel_size: str | None = None,
     overrides: Sequence[str] = (),
@@ -64,6 +65,8 @@ def predict_run(
         raise InputError("--raw and --output go together: a volume to segment and the file to write")
     if voxel_size is not None and raw is None:
         raise InputError("--voxel-size goes with --raw; the voxel sizes of test volumes stand in data.test")
+    if channels is not None and raw is None:
+        raise InputError("--channels goes with --raw; those of test volumes stand in data.channels")
     if region is not None and raw is None:
         raise InputError("--region goes with --raw; the regions of test volumes stand in data.test")
     if what is not None and (output is None or _holds_all(output)):
@@ -78,6 +81,7 @@ def predict_run(
         jobs = []
         for source, target in _files(raw, output, config):
             volume = with_voxel_size(open_volume(source, axes), parse_voxel_size(voxel_size))
+            volume = volume.pick(parse_channels(channels) or config.data.channels)
             volume = crop(volume, parse_region(region)) if region else volume
             if os.path.exists(target) and os.path.samefile(target, volume.source.path):
                 raise InputError(f"--output {target} is the file that --raw is in: name another")
@@ -158,6 +162,12 @@ def parse_region(text: str) -> RegionConfig:
     return RegionConfig.model_construct(**ranges)
 
 
+def parse_channels(text: str | None) -> list[int | str] | None:
+    """``1,DAPI`` as numbers and names."""
+    parts = [part.strip() for part in text.split(",")] if text is not None else []
+    return [int(part) if part.isdigit() else part for part in parts] or None
+
+
 def parse_voxel_size(text: str | None) -> tuple[float, float, float] | None:
     """``0.04,0.008,0.008`` as micrometres (z, y, x)."""
     if text is None:
@@ -184,7 +194,7 @@ def _files(raw: str, output: str, config: Config) -> list[tuple[str, str]]:
         )
     found: dict[str, str] = {}
     for path in image_paths(raw):
-        target = os.path.join(output, os.path.splitext(os.path.basename(path))[0] + ".tif")
+        target = os.path.join(output, bare_name(path) + ".tif")
         if target in found:
             raise InputError(f"{found[target]} and {path} would both be written to {target}: rename one")
         found[target] = path

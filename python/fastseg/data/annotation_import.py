@@ -45,15 +45,23 @@ def import_annotations(folder: str, unlabelled: int | None = None) -> Imported:
     InputError for a file that does not fit, with what is wrong.
     """
     plan = load_plan(folder)
-    files = _files_by_slice(plan, folder)
+    return write_annotations(
+        plan, _files_by_slice(plan, folder), os.path.join(folder, ANNOTATIONS), unlabelled
+    )
+
+
+def write_annotations(
+    plan: Plan, files: dict[int, str], path: str, unlabelled: int | None = None
+) -> Imported:
+    """The same to ``path``, of a file of labels for each slice, in order."""
     highest = labelled = foreground = 0
-    for path in files.values():
-        ids, known = _read_labels(path, plan, unlabelled)
+    for name in files.values():
+        ids, known = _read_labels(name, plan, unlabelled)
         highest = max(highest, int(ids.max()))
         labelled += int(np.count_nonzero(known))
         foreground += int(np.count_nonzero(ids))
 
-    axis, path = plan.number, os.path.join(folder, ANNOTATIONS)
+    axis = plan.number
     chunks = [_CHUNK] * 3
     chunks[axis] = 1
     dtypes = {"labels": np.min_scalar_type(highest), "mask": np.dtype(np.uint8)}

@@ -11,11 +11,18 @@ from typing import Any
 import numpy as np
 
 from fastseg.data.cache import ChunkCache
+from fastseg.data.hdf5 import HDF5_SUFFIXES
+from fastseg.data.imaris import IMARIS_SUFFIXES
+from fastseg.data.mrc import MRC_SUFFIXES
+from fastseg.data.nifti import NIFTI_SUFFIXES
 from fastseg.data.sources import Slices, Source, reason
 from fastseg.data.tiff import TIFF_SUFFIXES, TiffSource
 from fastseg.errors import InputError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", *TIFF_SUFFIXES)
+
+# Files that are a volume each, and never a slice of a stack.
+STACK_SUFFIXES = (*NIFTI_SUFFIXES, *MRC_SUFFIXES, *IMARIS_SUFFIXES, *HDF5_SUFFIXES, ".npy")
 
 _CACHE_BYTES = 256 << 20
 
@@ -65,6 +72,10 @@ class FolderSource(Source):
         return image
 
     def _decode(self, path: str) -> np.ndarray:
+        if path.lower().endswith(STACK_SUFFIXES):
+            raise InputError(
+                f"{path} is no slice of a stack: give the path of one such file, each is a volume"
+            )
         if path.lower().endswith(TIFF_SUFFIXES):
             return _read_tiff(path, self._axes_of_files)
         try:
@@ -116,16 +127,34 @@ def _png_header(path: str) -> tuple[int, int, bool]:
 
 
 def image_paths(pattern: str) -> list[str]:
-    """The image files of a folder or a pattern, in natural order; InputError if there are none."""
-    found = os.path.join(glob.escape(pattern), "*") if os.path.isdir(pattern) else pattern
-    paths = sorted((p for p in glob.glob(found) if p.lower().endswith(IMAGE_SUFFIXES)), key=_natural_order)
-    if not paths:
-        raise InputError(f"{pattern} matches no image ({', '.join(IMAGE_SUFFIXES)})")
-    return paths
+    """The image files of a folder or a pattern, in natural order, or, where there are none, those that are volumes
+    each; InputError if there are none of either."""
+    found = sorted(
+        glob.glob(os.path.join(glob.escape(pattern), "*") if os.path.isdir(pattern) else pattern),
+        key=_natural_order,
+    )
+    for suffixes in (IMAGE_SUFFIXES, STACK_SUFFIXES):
+        paths = [path for path in found if path.lower().endswith(suffixes)]
+        if paths:
+            return paths
+    raise InputError(f"{pattern} matches no image ({', '.join((*IMAGE_SUFFIXES, *STACK_SUFFIXES))})")
+
+
+def bare_name(path: str) -> str:
+    """The name of a file without its suffix, as ``a`` of ``folder/a.nii.gz``."""
+    name = os.path.basename(path.rstrip("/"))
+    for suffix in (".ome.tif", ".ome.tiff", ".ome.zarr", ".nii.gz"):
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return os.path.splitext(name)[0]
 
 
 def image_size(path: str, axes: str | None = None) -> tuple[int, int, int]:
-    """Slices (1 but for TIFF stacks), height and width, from the header alone."""
+    """Slices (1 but for TIFF stacks and other volumes), height and width, from the header alone."""
+    if path.lower().endswith(STACK_SUFFIXES):
+        from fastseg.data.volumes import open_volume  # which is built on this module
+
+        return open_volume(path, axes).shape
     if path.lower().endswith(TIFF_SUFFIXES):
         source = TiffSource(path)
         sizes = _tiff_sizes(source, axes)

@@ -27,10 +27,13 @@ class ImarisSource(Source):
         with first.handle() as file:
             times, channels = len(file[f"DataSet/ResolutionLevel {level}"]), len(file[group])
             sizes = [_number(file[f"{group}/Channel 0"].attrs, f"ImageSize{axis}") for axis in "ZYX"]
+            groups = [file.get(f"DataSetInfo/Channel {number}") for number in range(channels)]
+            names = tuple(_text(group.attrs.get("Name", "")) if group is not None else "" for group in groups)
             info = dict(file["DataSetInfo/Image"].attrs) if "DataSetInfo/Image" in file else {}
         if times > 1:
             raise InputError(f"{path} has {times} time points: name a dataset of one, as in {first.name}")
         more = [Hdf5Source(path, f"{group}/Channel {number}/Data") for number in range(1, channels)]
+        self.channel_names = names if all(names) else ()
         self.sources, self.dtype = [first, *more], first.dtype
         shape = [int(size) if size else stored for size, stored in zip(sizes, first.shape, strict=True)]
         self.shape = (channels, *shape)

@@ -22,10 +22,12 @@ _MOST_GROUPS = 200
 
 @dataclass(frozen=True)
 class Image:
-    """axes: a letter each; scale in micrometres per voxel for axes that state a unit, None for the others."""
+    """axes: a letter each; scale in micrometres per voxel for axes that state a unit, None for the others. channels:
+    their names, () where they have none."""
 
     axes: str
     scale: Sequence[float | None]
+    channels: tuple[str, ...] = ()
 
 
 def choose_array(root: str, inner: str, level: int | None) -> tuple[str, Image | None]:
@@ -84,6 +86,8 @@ def _levels(node: Node) -> list[tuple[str, Image]]:
         named = [axis if isinstance(axis, Mapping) else {"name": axis} for axis in axes]
         letters = "".join(axis["name"].lower() for axis in named)
         units = [MICROMETRES.get(axis.get("unit", "")) for axis in named]
+        labels = [str(c.get("label") or "") for c in (ome.get("omero") or {}).get("channels") or ()]
+        channels = tuple(labels) if all(labels) else ()
         found = []
         for dataset in image["datasets"]:
             scale = np.ones(len(axes))
@@ -92,7 +96,7 @@ def _levels(node: Node) -> list[tuple[str, Image]]:
                     if move["type"] == "scale":
                         scale = scale * np.asarray(move["scale"], float)
             sizes = [None if u is None else float(s) * u for s, u in zip(scale, units, strict=True)]
-            found.append((dataset["path"].strip("/"), Image(letters, sizes)))
+            found.append((dataset["path"].strip("/"), Image(letters, sizes, channels)))
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise InputError(
             f"{node.folder} cannot be read: its multiscales metadata are damaged: {error!r}"

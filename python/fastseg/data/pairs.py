@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Hashable, Sequence
 
+from fastseg.data.images import bare_name
 from fastseg.errors import InputError
 
 # Words that programs and people put before or behind a common name.
@@ -15,6 +16,8 @@ _WORDS = (
     "annotations?|cp_masks|ground_truth|gt|images?|img|im|inst|instances?|labels?|manual|masks?|original|raw|scan|seg|segmentation|"
     "target|truth"
 )
+# What names the image itself; any other word behind such a one's common name names labels.
+_OF_IMAGES = ("", "image", "img", "im", "original", "raw", "scan")
 _BEHIND = re.compile(rf"[\s_.-]+({_WORDS})$")
 _BEFORE = re.compile(rf"^({_WORDS})[\s_.-]+")
 _CHANNEL_OF_NNUNET = re.compile(r"_0000$")
@@ -39,6 +42,32 @@ def pair_by_name(images: Sequence[str], others: Sequence[str], what: str = "labe
         f"{what} such as {others[0]} have no name in common with images such as {images[0]}: name them alike, or list "
         "them in a CSV file of raw,labels and give it as pairs"
     )
+
+
+def side_by_side(paths: Sequence[str]) -> list[tuple[str, str]] | None:
+    """Images with their labels out of one folder, as ``a_image.png`` with ``a_mask.png``, or ``a.png`` with
+    ``a_mask.png``; None where no two names tell of that. InputError where a name has more than one label, or two files
+    do not say which of them holds the labels."""
+    groups: dict[str, dict[str, str]] = {}
+    for path in paths:
+        base = bare_name(path).lower()
+        match = re.fullmatch(r"(.+?)[\s_.-]+([a-z]{2,})", base)
+        stem, word = (match[1], match[2]) if match else (base, "")
+        groups.setdefault(stem, {})[word] = path
+    several = {stem: words for stem, words in groups.items() if len(words) > 1}
+    pairs = []
+    for words in several.values():
+        images = [word for word in words if word in _OF_IMAGES]
+        known = len(images) == 1 and len(words) == 2
+        if known and (images != [""] or all(_BEHIND.fullmatch(f"_{word}") for word in words if word)):
+            pairs.append((words[images[0]], next(path for word, path in words.items() if word != images[0])))
+            continue
+        raise InputError(
+            f"{_some([*words.values()])} seem to be an image and its labels side by side, and their names do not say "
+            "which is which: move the labels into a folder of their own, or give data.train patterns, as in {raw: "
+            "'cells/*_image.png', labels: 'cells/*_mask.png'}"
+        )
+    return pairs or None
 
 
 def pairs_of_csv(path: str, images: Sequence[str], what: str = "labels") -> list[str]:
@@ -87,11 +116,7 @@ def _paired(
 
 
 def _base(path: str) -> str:
-    name = os.path.basename(path.rstrip("/")).lower()
-    for suffix in (".ome.tif", ".ome.tiff", ".ome.zarr", ".nii.gz"):
-        if name.endswith(suffix):
-            return name.removesuffix(suffix)
-    return os.path.splitext(name)[0]
+    return bare_name(path).lower()
 
 
 def _stem(base: str) -> Hashable:

@@ -41,6 +41,7 @@ class Source(OpenFile):
     axes: str
     chunks: tuple[int, ...] | None = None
     voxel_size: tuple[float, float, float] | None = None  # micrometres, z y x
+    channel_names: tuple[str, ...] = ()  # where the file states them, one per channel
     alpha: bool = False  # whether the last channel is transparency, which no volume shows
 
     def read(self, slices: Slices) -> np.ndarray:

@@ -69,6 +69,7 @@ class TiffSource(Source):
         if not self.mapped:
             self._describe_pages(series.keyframe)
         self.voxel_size = _ome_voxel_size(file) or _imagej_voxel_size(file)
+        self.channel_names = _ome_channel_names(file)
 
     def _describe_pages(self, page: Any) -> None:
         self.page_axes = len(page.shape)
@@ -234,6 +235,13 @@ def _require_planes(path: str, file: Any) -> None:
                 f"{path} cannot be opened as TIFF: its OME metadata declare {planes:,} planes, more than "
                 f"{_MOST_PLANES:,}"
             )
+
+
+def _ome_channel_names(file: Any) -> tuple[str, ...]:
+    """Of the first image; () unless all are named."""
+    pixels = ElementTree.fromstring(file.ome_metadata).find(".//{*}Pixels") if file.is_ome else None
+    names = [] if pixels is None else [channel.get("Name", "") for channel in pixels.findall("{*}Channel")]
+    return tuple(names) if all(names) else ()
 
 
 def _ome_voxel_size(file: Any) -> tuple[float, float, float] | None:

@@ -81,6 +81,25 @@ class Volume:
         self.chunks: Box | None = (chunk.get("z", 1), chunk["y"], chunk["x"]) if chunk else None
         self.voxel_size = source.voxel_size
         self.cache: ChunkCache | None = None
+        self.picked: tuple[int, ...] | None = None  # channels of the file; None: all
+
+    def pick(self, channels: Sequence[int | str] | None) -> Volume:
+        """This volume with these of its channels alone, in this order: numbers from 0, or names that the file states.
+        None: with all. InputError where one is missing."""
+        if channels is None:
+            return self
+        names = list(self.source.channel_names)
+        has = ", ".join(names) if names else f"{self.channels}, numbered from 0, and states no names"
+        found = []
+        for channel in channels:
+            place = names.index(channel) if channel in names else channel
+            if not isinstance(place, int) or not 0 <= place < self.channels:
+                raise InputError(f"{self.name} has no channel {channel!r}; its channels are {has}")
+            found.append(place)
+        part = object.__new__(Volume)
+        part.__dict__.update(self.__dict__)
+        part.picked, part.channels = tuple(found), len(found)
+        return part
 
     def crop(self, start: Sequence[int], stop: Sequence[int]) -> Volume:
         """The box [start, stop) of this volume, as a volume of its own that shares the file."""
@@ -102,16 +121,28 @@ class Volume:
 
     def read(self, start: Sequence[int], stop: Sequence[int], out: np.ndarray | None = None) -> np.ndarray:
         """The box [start, stop) as (channels, z, y, x), in ``out`` if given. Reads only what the box touches."""
+        if self.picked is None:
+            return self._read(start, stop, slice(0, self.channels), out)
+        if out is None:
+            box = (b - a for a, b in zip(start, stop, strict=True))
+            out = np.empty((self.channels, *box), self.dtype)
+        for place, channel in enumerate(self.picked):
+            self._read(start, stop, slice(channel, channel + 1), out[place : place + 1])
+        return out
+
+    def _read(
+        self, start: Sequence[int], stop: Sequence[int], channels: slice, out: np.ndarray | None
+    ) -> np.ndarray:
         ranges = {
             axis: slice(origin + low, origin + high)
             for axis, origin, low, high in zip("zyx", self.origin, start, stop, strict=True)
         }
-        ranges["c"], ranges["t"] = slice(0, self.channels), slice(0, 1)
+        ranges["c"], ranges["t"] = channels, slice(0, 1)
         slices = tuple(ranges[axis] for axis in self.axes)
         if self.cache is not None or out is not None:
             if out is None:
                 box = (b - a for a, b in zip(start, stop, strict=True))
-                out = np.empty((self.channels, *box), self.dtype)
+                out = np.empty((channels.stop - channels.start, *box), self.dtype)
             target = self._in_file_axes(out)
             if self.cache is not None:
                 read_chunked(self.source, slices, target, self.cache)

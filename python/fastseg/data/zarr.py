@@ -52,6 +52,7 @@ class ZarrSource(ChunkedSource):
         self.fill = self.layout.fill
         self.axes = array_axes(node, image, len(self.shape)) or guess_axes(len(self.shape))
         self.voxel_size = array_voxel_size(node, image, self.axes)
+        self.channel_names = image.channels if image else ()
         self._indexes = ChunkCache(_INDEX_BYTES)
 
     def chunk_name(self, index: tuple[int, ...]) -> str:

@@ -147,4 +147,4 @@ def _measured_once(
 
 
 def _identity(entry: VolumeConfig) -> Any:
-    return entry.model_dump(mode="json", include={"raw", "axes", "region"})
+    return entry.model_dump(mode="json", include={"raw", "axes", "channels", "region"})

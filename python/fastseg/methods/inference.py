@@ -47,7 +47,10 @@ def trained_network(
     """The network of a checkpoint, to predict ``volumes`` with. InputError where they have other channels."""
     for volume in volumes:
         if volume.channels != state["channels"]:
-            raise InputError(f"{volume.name} must have {state['channels']} channels, got {volume.channels}")
+            raise InputError(
+                f"{volume.name} must have {state['channels']} channels, got {volume.channels}; --channels, or channels "
+                "in a configuration, chooses of several"
+            )
     network = build_network(config, state["channels"]).to(device)
     try:
         network.load_state_dict(state["network"])

@@ -16,6 +16,9 @@ Length = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 VoxelSize = tuple[Length, Length, Length]  # micrometres, z y x
 
 
+Channels = Annotated[list[Annotated[int, Field(ge=0)] | str] | None, Field(min_length=1)]
+
+
 class RegionConfig(Section):
     """The part of a volume to use, [first, last) per axis in voxels of the file."""
 
@@ -47,6 +50,7 @@ class VolumeConfig(Section):
     axes: str | None = None
     labels_axes: str | None = None
     mask_axes: str | None = None
+    channels: Channels = None  # in place of data.channels
     pairs: str | None = None  # a CSV file of raw,labels for folders whose names do not pair up
     region: RegionConfig = RegionConfig()
     voxel_size: VoxelSize | None = None  # in place of what the file states
@@ -79,6 +83,7 @@ class DataConfig(Section):
     )
     patch: list[Positive]
     slice_axis: Axis = "z"  # across the slices that a 2D network sees
+    channels: Channels = None  # of all volumes, by number from 0 or by name; None: all that there are
     classes: list[int] | dict[str, int] | None = None  # ids, or names of ids
     exclusive: bool = True  # a voxel is of one class at most
     ignore_label: int | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-from fastseg.data.images import image_paths, image_size
+from fastseg.data.images import STACK_SUFFIXES, image_paths, image_size
 from fastseg.data.pairs import pair_by_name, pairs_of_csv
 from fastseg.data.volumes import is_image_folder
 from fastseg.errors import InputError
@@ -79,6 +79,8 @@ def files_of(path: str, data: DataConfig) -> list[str] | None:
 
 
 def _differ(images: list[str], entry: VolumeConfig) -> bool:
+    if images[0].lower().endswith(STACK_SUFFIXES):
+        return True
     axes = entry.axes if entry.axes and "z" not in entry.axes else None
     sizes = {image_size(path, axes) for path in images}
     return len(sizes) > 1 or next(iter(sizes))[0] > 1

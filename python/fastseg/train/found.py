@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import os
-import re
+from dataclasses import dataclass, field
+from typing import Any
 
 import yaml
 
-from fastseg.data.images import IMAGE_SUFFIXES, image_paths, image_size
-from fastseg.data.pairs import pair_by_name
+from fastseg.data.images import IMAGE_SUFFIXES, STACK_SUFFIXES, image_paths, image_size
+from fastseg.data.pairs import pair_by_name, side_by_side
 from fastseg.errors import InputError
+from fastseg.train.annotated_slices import gather_slices
 from fastseg.train.checkpoint import write_atomically
 
 # Names of folders, the likeliest first.
@@ -35,31 +37,37 @@ _DIVISOR = 8
 _FEWEST_SLICES = 16
 
 
-def write_found(folder: str, path: str) -> list[str]:
+@dataclass
+class Found:
+    """Images, by path; entries of data.train that hold them; lines that say what is what."""
+
+    images: list[str]
+    entries: list[dict[str, Any]]
+    lines: list[str] = field(default_factory=list)
+
+
+def write_found(folder: str, path: str, first: int = 0) -> list[str]:
     """Write to ``path`` a configuration for the images and labels in ``folder``; returns what was found, a line each.
-    InputError where the folder does not tell which are which, or the file is there already."""
+
+    first: the number of the first slice, where masks of a few slices of a stack have the numbers of their slices in
+    their names; these are gathered into ``annotations.h5`` beside ``path``. InputError where the folder does not tell
+    which are which, or the file is there already."""
     if os.path.exists(path):
         raise InputError(f"{path} exists already")
-    raw, labels = _parts(folder)
-    images = image_paths(raw)
-    sizes = [image_size(image) for image in images]
+    beside = os.path.dirname(path) or "."
+    found = _look(folder, beside, first)
+    sizes = [image_size(image) for image in found.images]
     smallest = [min(size[axis] for size in sizes) for axis in range(3)]
-    lines = [f"{len(images)} images in {raw}, {_extent(sizes)}"]
-    entry = {"raw": os.path.relpath(raw, os.path.dirname(path) or ".")}
-    if labels is not None:
-        pairs = pair_by_name(images, image_paths(labels))
-        lines.append(
-            f"labels in {labels}, as in {os.path.basename(images[0])} with {os.path.basename(pairs[0])}"
-        )
-        entry["labels"] = os.path.relpath(labels, os.path.dirname(path) or ".")
     patch = _patch(smallest)
-    method = "supervised" if labels is not None else "patch_contrast"
+    labelled = "labels" in found.entries[0]
+    count = f"{len(sizes)} image{'' if len(sizes) == 1 else 's'}"
+    lines = [f"{count} in {folder}, {_extent(sizes)}", *found.lines]
     lines.append(
         f"a {len(patch)}D network sees patches of {patch}"
-        + ("" if labels is not None else "; there are no labels: method patch_contrast, which needs none")
+        + ("" if labelled else "; there are no labels: method patch_contrast, which needs none")
     )
-    data = {"train": [entry], "patch": patch}
-    values = {"method": method, "output": "runs/first", "data": data}
+    data = {"train": found.entries, "patch": patch}
+    values = {"method": "supervised" if labelled else "patch_contrast", "output": "runs/first", "data": data}
     text = "".join(f"# {line}\n" for line in lines)
     text += "# fastseg init without a folder writes every key with its meaning.\n"
     text += yaml.safe_dump(values, sort_keys=False, default_flow_style=None, allow_unicode=True)
@@ -67,43 +75,92 @@ def write_found(folder: str, path: str) -> list[str]:
     return lines
 
 
-def _parts(folder: str) -> tuple[str, str | None]:
-    """The folder of images, and that of labels if there is one."""
+def _look(folder: str, beside: str, first: int) -> Found:
+    """The images of a folder, and the labels that belong to them."""
     inside = {name.lower(): os.path.join(folder, name) for name in sorted(os.listdir(folder))}
-    folders = {name: path for name, path in inside.items() if os.path.isdir(path) and _holds_images(path)}
+    folders = {name: path for name, path in inside.items() if os.path.isdir(path) and _files(path)}
     labels = next((folders[name] for name in _LABELS if name in folders), None)
     raw = next((folders[name] for name in _RAW if name in folders), None)
     others = [path for path in folders.values() if path != labels]
+    loose = _files(folder)
     if raw is None and len(others) == 1:
         raw = others[0]
-    if raw is None and not folders and _holds_images(folder):
-        _require_one_kind(folder)
-        raw = folder
-    if raw is None:
+    if raw is not None:
+        images = image_paths(raw)
+    elif len(loose) == 1 and not others:
+        (raw,) = images = loose
+        if labels is not None and 1 < len(image_paths(labels)) < image_size(raw)[0]:
+            return _few_slices(raw, labels, beside, first)
+    elif loose and not folders:
+        pairs = side_by_side(loose)
+        if pairs is not None:
+            return _side_by_side(pairs, loose, beside)
+        raw, images = folder, loose
+    else:
         found = ", ".join(sorted(folders)) or "no images"
         raise InputError(
             f"{folder} must hold images, or a folder such as images and one such as masks, got {found}; fastseg init "
             "FILE.yaml writes a configuration to fill in"
         )
-    return raw, labels
+    entry = {"raw": os.path.relpath(raw, beside)}
+    if labels is None:
+        return Found(images, [entry])
+    entry["labels"] = os.path.relpath(labels, beside)
+    masks = image_paths(labels)
+    if len(images) == 1 and len(masks) > 1 and image_size(images[0])[0] == len(masks):
+        line = f"labels in {labels}, an image for each slice, in the order of their names from {masks[0]}"
+        return Found(images, [{**entry, "raw": os.path.relpath(images[0], beside)}], [line])
+    pairs = pair_by_name(images, masks)
+    line = f"labels in {labels}, as in {os.path.basename(images[0])} with {os.path.basename(pairs[0])}"
+    return Found(images, [entry], [line])
 
 
-def _require_one_kind(folder: str) -> None:
-    """InputError where files are named as images and their labels side by side, as in a_image.png and a_mask.png."""
-    first: dict[str, str] = {}
-    for path in image_paths(folder):
-        name = os.path.basename(path)
-        before = first.setdefault(re.sub(r"_[a-z]{2,}$", "", os.path.splitext(name.lower())[0]), name)
-        if before != name:
-            raise InputError(
-                f"{folder} seems to hold images and their labels side by side, as in {before} and {name}: move the "
-                "labels into a folder of their own, or give data.train patterns, as in {raw: 'cells/*_image.png', "
-                "labels: 'cells/*_mask.png'}"
-            )
+def _few_slices(stack: str, labels: str, beside: str, first: int) -> Found:
+    """A stack and the masks of some of its slices."""
+    path = os.path.normpath(os.path.join(beside, "annotations.h5"))
+    slices, doubts = gather_slices(stack, image_paths(labels), path, first)
+    shown = ", ".join(map(str, slices[:6])) + (", ..." if len(slices) > 6 else "")
+    entry = {
+        "raw": os.path.relpath(stack, beside),
+        "labels": f"{os.path.relpath(path, beside)}:/labels",
+        "mask": f"{os.path.relpath(path, beside)}:/mask",
+        "annotated": {"axis": "z", "slices": slices},
+    }
+    counted = "their numbers are those of slices counted from " + str(first)
+    lines = [f"labels in {labels} of {len(slices)} slices, z = {shown}: {counted}; gathered in {path}"]
+    return Found([stack], [entry], [*lines, *doubts])
 
 
-def _holds_images(folder: str) -> bool:
-    return any(name.lower().endswith(IMAGE_SUFFIXES) for name in os.listdir(folder))
+def _side_by_side(pairs: list[tuple[str, str]], files: list[str], beside: str) -> Found:
+    """Images with their labels beside them: by patterns where these tell them apart, else an entry for each."""
+    images, labels = ([pair[place] for pair in pairs] for place in (0, 1))
+    lines = [f"labels beside the images, as in {' with '.join(map(os.path.basename, pairs[0]))}"]
+    alone = [path for path in files if path not in {*images, *labels}]
+    if alone:
+        names = ", ".join(map(os.path.basename, alone[:5])) + (", ..." if len(alone) > 5 else "")
+        lines.append(f"{len(alone)} images without labels are left out: {names}")
+    patterns = [_pattern(paths) for paths in (images, labels)]
+    if None not in patterns and len(pairs) > 1:
+        pairs = [(str(patterns[0]), str(patterns[1]))]
+    entries = [{"raw": os.path.relpath(a, beside), "labels": os.path.relpath(b, beside)} for a, b in pairs]
+    return Found(images, entries, lines)
+
+
+def _pattern(paths: list[str]) -> str | None:
+    """A pattern that matches these files of a folder and no other, by what their names end in."""
+    folder, name = os.path.split(paths[0])
+    ends = (name[place:] for place in range(len(name) + 1))
+    end = next(end for end in ends if all(os.path.basename(path).endswith(end) for path in paths))
+    if any(character in folder + end for character in "*?["):
+        return None
+    pattern = os.path.join(folder, f"*{end}")
+    return pattern if image_paths(pattern) == paths else None
+
+
+def _files(folder: str) -> list[str]:
+    """The images in a folder, or where there are none the files of other volumes."""
+    suffixes = (*IMAGE_SUFFIXES, *STACK_SUFFIXES)
+    return image_paths(folder) if any(n.lower().endswith(suffixes) for n in os.listdir(folder)) else []
 
 
 def _patch(smallest: list[int]) -> list[int]:

@@ -70,6 +70,7 @@ def _require_channels(volumes: Sequence[AnnotatedVolume], first: Volume, what: s
 def open_annotated(entry: VolumeConfig, data: DataConfig) -> AnnotatedVolume:
     """One entry of data.train, validation, test or target, cropped to its region and at ``data.voxel_size``."""
     raw = with_voxel_size(_open(entry.raw, data, entry.axes), entry.voxel_size)
+    raw = raw.pick(entry.channels or data.channels)
     labels = _open_beside(raw, entry.labels, data, entry.labels_axes) if entry.labels else None
     mask = _open_beside(raw, entry.mask, data, entry.mask_axes) if entry.mask else None
     for what, volume in (("labels", labels), ("mask", mask)):

@@ -24,6 +24,7 @@ data:
       # axes: czyx               # where they are not yx, zyx or czyx
       # labels_axes: zyx         # and those of labels and mask
       # mask_axes: zyx
+      # channels: [1]            # in place of data.channels
       # pairs: pairs.csv         # lines of raw,labels, for folders whose names do not tell what belongs together
       # voxel_size: [0.04, 0.008, 0.008]   # z, y, x in micrometres, where the file does not state it
       region: {z: [0, 96]}       # the part to use, [first, last) in voxels; leave out for all
@@ -42,6 +43,7 @@ data:
                             # of an axis or of all: as stored. See docs/volumes.md
   patch: [16, 96, 96]       # z, y, x for a 3D network; [256, 256] makes it a 2D one
   slice_axis: z             # across the slices that a 2D network sees
+  channels: null            # of several the ones to see, as in [1], or by their OME names, [DAPI, actin]; null: all
   classes: null             # null: label != 0, also of numbered objects; or ids, [1, 2], or {nucleus: 1, fibre: 2}
   exclusive: true           # of several classes a voxel is one at most; false: each is decided by itself
   ignore_label: null        # a label that says nothing, as in 255
