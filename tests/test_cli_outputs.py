@@ -88,6 +88,13 @@ def test_instances_are_the_connected_parts_of_the_label_map(trained: Path, tmp_p
         assert inside.sum() >= 20
         assert len(np.unique(ids[inside])) == 1
     assert not ids[objects == 0].all()
+    apart = ("--what", "instances", "--set", "predict.instances=distance")
+    predict(trained, "--raw", raw, "--output", tmp_path / "apart.tif", *apart)
+    cut = tifffile.imread(tmp_path / "apart.tif")
+    assert np.array_equal(cut > 0, ids > 0)
+    assert cut.max() >= len(numbers)
+    assert all(len(np.unique(ids[cut == number])) == 1 for number in range(1, cut.max() + 1))
+    assert {p.name for p in tmp_path.iterdir()} == {"map.tif", "objects.tif", "apart.tif"}
 
 
 def test_one_ome_zarr_image_of_ids(trained: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The command line: fastseg init | check | train | report | predict | segment | measure | evaluate | annotate-plan |
-annotate-import | bench | info | demo.
+"""The command line: fastseg init | check | train | report | predict | segment | view | measure | evaluate |
+annotate-plan | annotate-import | bench | info | demo.
 
 What a user can mend is printed in one line and ends with exit code 2; anything else is our bug: it is one line, too,
 with exit code 1, and its trace is in a file. Commands import what they need themselves, so that --help stays fast.
@@ -234,6 +234,28 @@ def report(run: RunPath) -> None:
     from fastseg.commands.report import write_report
 
     print(f"wrote {write_report(run)}")
+
+
+@app.command()
+def view(
+    run: RunPath,
+    raw: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="An image to show instead of the run's test or training volumes."),
+    ] = None,
+    segmented: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="With --raw: what fastseg segment or predict wrote of it."),
+    ] = None,
+    page: Annotated[
+        bool, typer.Option("--page", help="Write the page where napari is installed, too.")
+    ] = False,
+) -> None:
+    """Look at images, labels and predictions: in napari where it is installed, else on a page, RUN/view.html."""
+    from fastseg.commands.view import view_run
+
+    for line in view_run(run, raw, segmented, page=page):
+        print(line)
 
 
 @app.command()

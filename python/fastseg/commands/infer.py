@@ -17,6 +17,7 @@ from fastseg.data.images import bare_name, image_paths
 from fastseg.data.instances import InstanceSource
 from fastseg.data.label_map import LabelMapSource
 from fastseg.data.outputs import OUTPUT_SUFFIXES, is_begun
+from fastseg.data.touching import SplitSource
 from fastseg.data.volumes import Volume, is_image_folder, open_volume
 from fastseg.errors import InputError
 from fastseg.methods.inference import segment, trained_network
@@ -247,7 +248,14 @@ def _export(
             found = Volume(LabelMapSource(found, probability, classes))
         if what == "instances":
             found = Volume(InstanceSource(found, smallest))
-        export_volume(found, path, like=volume)
+        if what == "instances" and predict.instances == "distance":
+            apart = SplitSource(found.source, f"{between}.objects", predict.neck)
+            try:
+                export_volume(Volume(apart), path, like=volume)
+            finally:
+                apart.close()
+        else:
+            export_volume(found, path, like=volume)
         os.remove(between)
     ranks.meet()
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from fastseg.data.sources import Slices, Source
@@ -34,6 +36,11 @@ class InstanceSource(Source):
         self._first, self._numbers = self._numbered(smallest)
         self.count = int(self._numbers.max(initial=0))
         self.dtype = np.dtype(np.uint16 if self.count < 1 << 16 else np.uint32)
+
+    def slabs(self) -> Iterator[tuple[int, int]]:
+        """[first, last) along z of what is read at a time."""
+        for first in range(0, self.shape[0], self._thickness):
+            yield first, min(first + self._thickness, self.shape[0])
 
     def open(self) -> bool:
         return True

@@ -22,6 +22,12 @@ class PredictConfig(Section):
     morphology: list[tuple[Operation, Radius]] = Field(
         []
     )  # openings and closings of the segmentation, in order
+    instances: Literal["components", "distance"] = (
+        "components"  # distance: objects that touch are taken apart
+    )
+    neck: Annotated[float, Field(gt=0, lt=1)] = (
+        0.8  # of distance: how narrow, as a share of the smaller object
+    )
     skip_below: float | None = None  # windows whose raw values all lie at or below it are background
     batch: Positive | Literal["auto"] = "auto"
     block_voxels: Annotated[int, Field(ge=1 << 15)] = Tiling.block_voxels

@@ -202,6 +202,8 @@ predict:
   threshold: 0.5
   flips: none               # plane: mean over 4 mirror images, volume: over 8
   morphology: []            # as in [[open, 3], [close, 3]]: disks or balls of a radius, or one per axis
+  instances: components     # of --what instances: objects that touch are one; distance: they are cut at their necks
+  neck: 0.8                 # of distance: the widest neck that is cut, as a share of the smaller object's width
   skip_below: null          # windows all at or below this raw value are background, not predicted
   batch: auto               # windows at a time; auto: what keeps the device busy and fits it
   block_voxels: 33554432    # voxels in accumulation at a time
