@@ -111,6 +111,24 @@ def test_a_warp_whose_lanes_are_together_takes_no_detour():
     assert cheapest_turn(code, {"SHFL": 1, "WARPSYNC": 1}) is None
 
 
+def test_a_loop_within_the_turn_counts_as_often_as_it_runs():
+    code = [
+        Instruction(0x00, "", "LDG.E.128", "R4, [R2]"),
+        Instruction(0x10, "", "LDS", "R8, [R9]"),  # of the loop within
+        Instruction(0x20, "@!P0", "BRA", "0x10"),
+        Instruction(0x30, "", "FADD", "R1, R4, R8"),
+        Instruction(0x40, "@!P1", "BRA", "0x0"),
+        Instruction(0x50, "", "EXIT", ""),
+    ]
+    turn, inner = cheapest_turn(code, loads(16)), cheapest_turn(code, {"LDS": 1})
+    assert (turn.instructions, inner.instructions) == (code[:5], code[1:3])
+    whole = turn.with_inner(inner, 7)
+    assert whole.instructions == [code[0], *code[1:3] * 7, *code[3:5]]
+    assert whole.in_flight() == (16, 1)
+    with pytest.raises(LookupError, match="inner loop"):
+        Turn(code[3:5], True).with_inner(inner, 7)
+
+
 def test_resident_blocks_by_hand():
     sm_90 = GPUS["sm_90"]
     assert resident_blocks(sm_90, 256, 32, 0) == 8  # 2048 threads

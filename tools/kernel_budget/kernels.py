@@ -50,6 +50,9 @@ class Budget:
     instructions: float | None = None  # per element at most on sm_90; None: no budget
     target: float | None = None  # the share of copy bandwidth that the budget is made for
     shared: int = 0  # dynamic, bytes
+    inner: tuple[int, dict[str, int]] | None = (
+        None  # a loop within the turn: how often it runs, and what it does
+    )
 
 
 def loads(*widths: int) -> dict[str, int]:
@@ -61,7 +64,7 @@ def cuda(label: str, source: str, name: str, **facts) -> Budget:
 
 
 _BCE, _ENTROPY, _SOFT = "masked_bce.cu", "patch_entropy.cu", "region_pool_soft.cu"
-_GATHER = "region_pool_backward.cu"
+_GATHER, _COLUMNS, _TABLES = "region_pool_backward.cu", "region_pool_columns.cu", "region_pool_tables.cu"
 
 KERNELS = [
     cuda("masked_bce forward bf16", _BCE, "void fastseg::sum_kernel<__nv_bfloat16, unsigned char, false>",
@@ -89,6 +92,20 @@ KERNELS = [
     cuda("soft_region_pool forward bf16", _SOFT, "void fastseg::product_kernel<4, false>", threads=128, elements=48,
          does=loads(*[16] * 6) | {"HMMA": 32, "MUFU": 24}, read=2, written=0, instructions=19, target=0.50,
          shared=4 * 18 * 128),
+    # A tile of 64 voxels and 32 channels, int64 labels; within, 8 voxels at a time of one region or of different ones.
+    cuda("region_pool 64 regions f32", _COLUMNS, "void fastseg::column_kernel<float, 1>", threads=32, elements=64,
+         does=loads(*[16] * 16, 8, 8) | {"STS": 22, "LDS": 8, "ATOMS": 1}, inner=(8, {"LDS": 6, "STS": 2}),
+         read=4.25, written=0, instructions=15, target=0.70, shared=17556),
+    cuda("region_pool 64 regions f32, random labels", _COLUMNS, "void fastseg::column_kernel<float, 1>", threads=32,
+         elements=64, does=loads(*[16] * 16, 8, 8) | {"STS": 30, "LDS": 16, "ATOMS": 1},
+         inner=(8, {"LDS": 14, "STS": 10}), read=4.25, written=0, instructions=20, target=0.55, shared=17556),
+    # A tile of 1024 voxels, 8 of 32 channels; within, 32 voxels at a time, likewise.
+    cuda("region_pool 4096 regions f32", _TABLES, "void fastseg::table_kernel<float, 8>", threads=256, elements=32,
+         does=loads(*[16] * 8, *[8] * 4) | {"STS": 12, "LDS": 4}, inner=(32, {"LDS": 2}), read=4.25, written=0,
+         instructions=44, target=0.35, shared=172064),
+    cuda("region_pool 4096 regions f32, random labels", _TABLES, "void fastseg::table_kernel<float, 8>", threads=256,
+         elements=32, does=loads(*[16] * 8, *[8] * 4) | {"STS": 13, "LDS": 5}, inner=(32, {"LDS": 3, "STS": 1}),
+         read=4.25, written=0, instructions=58, target=0.35, shared=172064),
     # 16 bytes of voxels of 4 channels; tables come from caches, an int64 label is of 16 channels.
     cuda("region_pool backward f32", _GATHER, "void fastseg::gather_kernel<float, false, true>", threads=256,
          elements=16, does=loads(*[16] * 4) | {"STG": 4}, read=0.5, written=4, instructions=10),

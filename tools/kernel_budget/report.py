@@ -63,4 +63,10 @@ def measure(budget: Budget, architecture: str, folder: Path) -> Measured:
     turn = cheapest_turn(found[0].code, budget.does)
     if turn is None:
         raise LookupError(f"{budget.label}: no path of {found[0].name} does {budget.does}")
+    if budget.inner:
+        times, does = budget.inner
+        inner = cheapest_turn(found[0].code, does)
+        if inner is None:
+            raise LookupError(f"{budget.label}: no loop within the turn of {found[0].name} does {does}")
+        turn = turn.with_inner(inner, times)
     return Measured(budget, architecture, found[0], turn)

@@ -95,6 +95,16 @@ class Turn:
                 best = max(best, (sum(size for _, size in pending), len(pending)))
         return best
 
+    def with_inner(self, inner: "Turn", times: int) -> "Turn":
+        """With a loop that the turn goes through once run so often, in place of what the two have in common."""
+        addresses = {instruction.address for instruction in inner.instructions}
+        common = [i for i, instruction in enumerate(self.instructions) if instruction.address in addresses]
+        if not inner.is_loop or not common:
+            raise LookupError("the inner loop is no loop, or not within the turn")
+        before = self.instructions[: common[0]]
+        after = [i for i in self.instructions[common[0] :] if i.address not in addresses]
+        return Turn(before + inner.instructions * times + after, self.is_loop)
+
     def widths(self) -> dict[int, int]:
         """How many loads there are of each width in bytes."""
         sizes = [i.load_bytes for i in self.instructions if i.load_bytes]
