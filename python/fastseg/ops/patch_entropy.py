@@ -2,7 +2,6 @@
 """patch_entropy: mean entropy and mean confidence of every window of a confidence map."""
 
 import math
-import numbers
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from fastseg.ops.dispatch import use_fused
 from fastseg.ops.doors import open_doors
 from fastseg.ops.integers import as_int
-from fastseg.ops.masked_bce import dtype_names
+from fastseg.ops.masked_bce import dtype_names, is_number
 from fastseg.ops.reference.patch_entropy import patch_entropy_reference
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -95,7 +94,7 @@ def patch_entropy(
     stride = per_axis("stride", stride, len(spatial))
     if any(patch > size for patch, size in zip(patch_size, spatial, strict=True)):
         raise ValueError(f"patch_size must fit in {tuple(spatial)}, got {tuple(patch_size)}")
-    if isinstance(min_valid, bool) or not isinstance(min_valid, numbers.Real):
+    if type(min_valid) is not float and not is_number(min_valid):
         raise TypeError(f"min_valid must be a number, got {type(min_valid).__name__}")
     if not 0 <= min_valid <= 1:
         raise ValueError(f"min_valid must be in [0, 1], got {min_valid}")
@@ -153,18 +152,14 @@ def check_tensor(
 
 def per_axis(name: str, value, axes: int) -> list[int]:
     """One positive number per spatial axis."""
-    values = [value] * axes if isinstance(value, numbers.Integral | torch.SymInt) else value
-    if isinstance(values, str) or not isinstance(values, Sequence):
-        raise TypeError(f"{name} must be an int or a sequence of ints, got {type(value).__name__}")
-    if any(isinstance(v, bool) or not isinstance(v, numbers.Integral | torch.SymInt) for v in values):
-        raise TypeError(f"{name} must be an int or a sequence of ints, got {value!r}")
-    whole: list[int] = [as_int(name, v) for v in values]
+    one_for_all = type(value) is int or isinstance(value, str) or not isinstance(value, Sequence)
+    values = [value] * axes if one_for_all else value
+    whole: list[int] = [as_int(name, v, "an int or a sequence of ints") for v in values]
     if len(whole) != axes:
         raise ValueError(f"{name} must have {axes} entries, one per spatial axis, got {value!r}")
-    if any(v < 1 for v in whole):
-        raise ValueError(f"{name} must be at least 1, got {value!r}")
-    if any(v >= 2**31 for v in whole):
-        raise ValueError(f"{name} must be below 2**31, got {value!r}")
+    for v in whole:
+        if not 1 <= v < 2**31:
+            raise ValueError(f"{name} must be {'at least 1' if v < 1 else 'below 2**31'}, got {value!r}")
     return whole
 
 
