@@ -165,22 +165,22 @@ def _save(ctx, inputs, output):
 
 def _tables(mass, mean, spread, grad_mass, grad_mean, grad_spread):
     """direct, curved, shift and offset of the kernels' SoftGradient, which stands the formulas beside them."""
-    # Features are taken relative to their mean over everything: <f - r, u> as <f, u> - <r, u> would cancel.
-    total = mass.sum(1, keepdim=True)
-    weighted = (mass.unsqueeze(-1) * mean).sum(1)
-    shift = torch.where(total == 0, 0, weighted / torch.where(total == 0, 1, total)).detach()
-    centre = mean - shift.unsqueeze(1)
-    divisor = torch.where(mass == 0, torch.inf, mass).unsqueeze(-1)
+    # Features are taken relative to their mean over everything: <f - r, u> as <f, u> - <r, u> would cancel. Where
+    # there is no mass, there is no mean either, and any divisor will do.
+    total, column = mass.sum(1, keepdim=True), mass.unsqueeze(-1)
+    shift = ((column * mean).sum(1) / total.masked_fill(total == 0, 1)).detach()
+    back = shift.unsqueeze(1) - mean
+    divisor = column.masked_fill(column == 0, torch.inf)
     direct = torch.zeros_like(mean) if grad_mean is None else grad_mean / divisor
     curved = torch.zeros_like(spread) if grad_spread is None else grad_spread / divisor
-    offset = -(centre * direct).sum(-1)
+    offset = (back * direct).sum(-1)
     if grad_mass is not None:
         offset = offset + grad_mass
     if grad_spread is not None:
         plain = mean.shape[-1] - spread.shape[-1]
-        bent = centre[..., plain:]
+        bent = back[..., plain:]
         offset = offset + ((bent * bent - spread) * curved).sum(-1)
-        direct = torch.cat([direct[..., :plain], direct[..., plain:] - 2 * bent * curved], -1)
+        direct = torch.cat([direct[..., :plain], direct[..., plain:] + 2 * bent * curved], -1)
     return direct, curved, shift, offset
 
 
