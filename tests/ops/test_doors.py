@@ -13,10 +13,12 @@ from torch.distributed.tensor import distribute_tensor
 from torch.overrides import TorchFunctionMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 import fastseg
 from fastseg import _C
 from fastseg.ops import doors
+from fastseg.ops.masked_bce import masked_bce
 
 
 def draw(*shape, dtype=torch.float32, seed=0):
@@ -153,6 +155,17 @@ def in_forward_ad(x):
         return choose(torch.autograd.forward_ad.make_dual(x, x))
 
 
+def in_checkpoint(x):
+    found = []
+    loss = checkpoint(
+        lambda y: found.append(choose(y)) or y.square().sum(), x.requires_grad_(), use_reentrant=False
+    )
+    loss.backward()
+    first, again = found  # the pass itself, and once more for backward
+    assert first == again
+    return first
+
+
 SITUATIONS = {  # the table of docs/ops/inside_torch.md: 0 torch.library, 1 eager, 2 eager with a gradient
     "plain": (choose, 1),
     "requires grad": (lambda x: choose(x.requires_grad_()), 2),
@@ -164,6 +177,7 @@ SITUATIONS = {  # the table of docs/ops/inside_torch.md: 0 torch.library, 1 eage
         under(lambda: torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)),
         1,
     ),
+    "checkpoint": (in_checkpoint, 2),
     "subclass": (lambda x: choose(x.as_subclass(Subclass)), 0),
     "function mode": (under(FunctionMode), 0),
     "dispatch mode": (under(DispatchMode), 0),
@@ -195,6 +209,39 @@ def test_a_compiled_call_takes_torch_library():
     assert "fastseg.masked_bce" in graphs[0]
 
 
+def test_an_export_takes_torch_library():
+    class Loss(torch.nn.Module):
+        def forward(self, x):
+            return fastseg.masked_weighted_bce(x, torch.zeros_like(x))
+
+    assert "fastseg.masked_bce" in str(torch.export.export(Loss(), (draw(1, 1, 4),)).graph)
+
+
+UNREADABLE = {  # and what torch.library makes of it: a kernel, or torch's own refusal
+    "meta": (lambda x: x.to("meta"), None),
+    "sparse": (lambda x: x.to_sparse(), NotImplementedError),
+    "mkldnn": (lambda x: x.to_mkldnn(), NotImplementedError),
+    "quantised": (lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.quint8), TypeError),
+    "zero tensor": (lambda x: torch._efficientzerotensor(x.shape), None),
+}
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_the_eager_door_cannot_read_goes_to_torch_library(name):
+    make, refusal = UNREADABLE[name]
+    logits = make(draw(1, 1, 4))
+    arguments = (logits, torch.zeros(1, 1, 4, device=logits.device), None, None, None, 1.0, 0)
+    with pytest.raises((_C.Unreadable, TypeError)):
+        _C.masked_bce(*arguments)
+    if refusal is not None:
+        with pytest.raises(refusal, match=r"fastseg::masked_bce|logits must be"):
+            masked_bce(*arguments)
+    else:
+        loss, _ = masked_bce(*arguments)
+        assert (loss.shape, loss.device) == ((), logits.device)
+
+
 def test_a_dtensor_takes_torch_library_and_its_own_part_the_eager_door():
     # No threads, unlike gloo, which now and then aborts a process that ends.
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
@@ -209,6 +256,27 @@ def test_a_dtensor_takes_torch_library_and_its_own_part_the_eager_door():
     finally:
         dist.destroy_process_group()
     assert whole.grad.to_local().isfinite().all()
+
+
+def test_distributed_data_parallel_takes_the_eager_door():
+    class Loss(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            self.door = choose(x * self.scale)
+            return fastseg.masked_weighted_bce(x * self.scale, torch.zeros_like(x))
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
+    try:
+        model = torch.nn.parallel.DistributedDataParallel(Loss())
+        with model.no_sync():  # the fake group answers nothing
+            model(draw(1, 1, 4)).backward()
+    finally:
+        dist.destroy_process_group()
+    assert model.module.door == 2
+    assert model.module.scale.grad.isfinite()
 
 
 def test_a_second_gradient_is_refused_alike():
