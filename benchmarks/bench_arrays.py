@@ -3,7 +3,8 @@
 
     python benchmarks/bench_arrays.py
 
-Blocks of 2^24 voxels, more than a cache holds; blending goes tile by tile, as prediction does. CPU time of one thread,
+Blocks of 2^24 voxels, more than a cache holds; blending goes tile by tile, as prediction does, and its floor is what
+adding the same tiles to the same block takes, which moves the same bytes. CPU time of one thread,
 the least of some rounds, in which the contestants take turns. Results are compared before anything is timed.
 docs/loading.md has the table.
 """
@@ -12,6 +13,7 @@ import argparse
 import platform
 import time
 
+import numcodecs
 import numpy as np
 import torch
 
@@ -101,6 +103,7 @@ def blend():
     rng = np.random.default_rng(0)
     values = torch.from_numpy(rng.normal(size=(1, *TILE)).astype(np.float32))
     means = [torch.zeros((1, 64, 256, 256)) for _ in range(2)]
+    summed = torch.zeros((1, 64, 256, 256))
     places = [(0, z, y, x) for z in (0, 16, 32) for y in (0, 64, 128) for x in (0, 64, 128)]
     shares = [torch.from_numpy(rng.random(n, np.float32)) for n in (TILE[0], *TILE[1:2] * 2, *TILE[2:] * 2)]
     before_z, before_y, total_y, before_x, total_x = shares
@@ -109,6 +112,10 @@ def blend():
     def parts(mean):
         for _, z, y, x in places:
             yield mean[:, z : z + TILE[0], y : y + TILE[1], x : x + TILE[2]]
+
+    def floor():
+        for part in parts(summed):
+            part += values
 
     def before():
         for part in parts(means[0]):
@@ -124,7 +131,28 @@ def blend():
             _C.blend_tile(part.numpy(), values.numpy(), *(share.numpy() for share in shares))
         return means[1]
 
-    return before, now, len(places) * values.numel(), lambda a, b: torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+    agree = lambda a, b: torch.allclose(a, b, rtol=1e-4, atol=1e-5)  # noqa: E731
+    return before, now, len(places) * values.numel(), agree, floor
+
+
+def unshuffle(dtype):
+    """Chunks of 32x64x64 numbers, whose bytes HDF5 shuffled."""
+    chunk = levels(np.uint16)[:8, :128, :128].astype(dtype)
+    data = chunk.reshape(-1).view(np.uint8).reshape(-1, chunk.itemsize).T.tobytes()
+    codec = numcodecs.Shuffle(chunk.itemsize)
+
+    def repeated(undo):
+        for _ in range(63):
+            undo()
+        return np.frombuffer(undo(), np.uint8)
+
+    return (
+        lambda: repeated(lambda: np.frombuffer(data, np.uint8).reshape(chunk.itemsize, -1).T.tobytes()),
+        lambda: repeated(lambda: _C.unshuffle(data, chunk.itemsize)),
+        64 * chunk.size,
+        np.array_equal,
+        lambda: repeated(lambda: codec.decode(data)),
+    )
 
 
 LOOPS = {
@@ -134,7 +162,9 @@ LOOPS = {
     "histogram of uint16": lambda: histogram(np.uint16),
     "lookup of uint8": lambda: lookup(np.uint8),
     "lookup of uint16": lambda: lookup(np.uint16),
-    "blending of tiles 32x128x128": blend,
+    "blending of tiles 32x128x128 (beside it adding alone)": blend,
+    "unshuffling of uint16 (beside it numcodecs)": lambda: unshuffle(np.uint16),
+    "unshuffling of float32 (beside it numcodecs)": lambda: unshuffle(np.float32),
 }
 
 
@@ -153,14 +183,16 @@ def main():
     print(
         f"{platform.processor() or platform.machine()}, numpy {np.__version__}, torch {torch.__version__}\n"
     )
-    print("| CPU ns per voxel | before | C++ | |\n|---|---|---|---|")
+    print("| CPU ns per voxel | before | C++ | | beside |\n|---|---|---|---|---|")
     for name in options.loop:
-        before, now, voxels, agree = LOOPS[name]()
+        before, now, voxels, agree, *beside = LOOPS[name]()
         if not agree(before(), now()):
             raise SystemExit(f"{name}: C++ and numpy disagree")
-        times = [(cpu_ns(before, voxels), cpu_ns(now, voxels)) for _ in range(options.rounds)]
-        old, new = map(min, zip(*times, strict=True))
-        print(f"| {name} | {old:.2f} | {new:.2f} | {old / new:.1f}x |", flush=True)
+        contestants = (before, now, *beside)
+        times = [[cpu_ns(function, voxels) for function in contestants] for _ in range(options.rounds)]
+        old, new, *other = map(min, zip(*times, strict=True))
+        peer = f"{other[0]:.2f}" if other else ""
+        print(f"| {name} | {old:.2f} | {new:.2f} | {old / new:.1f}x | {peer} |", flush=True)
 
 
 if __name__ == "__main__":

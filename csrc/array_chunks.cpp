@@ -207,9 +207,25 @@ py::list read_chunks(const py::sequence& files, int open_file, const std::vector
   return found;
 }
 
+py::array_t<uint8_t> unshuffle_bytes(const py::bytes& data, int item_bytes) {
+  char* from = nullptr;
+  py::ssize_t bytes = 0;
+  if (PyBytes_AsStringAndSize(data.ptr(), &from, &bytes) != 0) throw py::error_already_set();
+  check(item_bytes > 0 && bytes % item_bytes == 0, "item_bytes must divide the ", bytes, " of data, got ",
+        item_bytes);
+  py::array_t<uint8_t> out(bytes);
+  auto* to = reinterpret_cast<char*>(out.mutable_data());
+  {
+    const py::gil_scoped_release release;
+    unshuffle(from, bytes / item_bytes, item_bytes, to);
+  }
+  return out;
+}
+
 }  // namespace
 
 void define_array_chunks(py::module_& module) {
+  module.def("unshuffle", &unshuffle_bytes, py::arg("data"), py::arg("item_bytes"));
   module.def("set_codec_functions", &set_codec_functions, py::arg("library"), py::arg("addresses"));
   module.def("read_chunks", &read_chunks, py::arg("files"), py::arg("open_file"), py::arg("offsets"),
              py::arg("sizes"), py::arg("codec"), py::arg("shuffled_bytes"), py::arg("header"),

@@ -69,14 +69,7 @@ py::tuple confusion(const py::array& prediction, const py::array& target, const 
   return py::make_tuple(sums.valid, sums.target, sums.prediction, sums.both);
 }
 
-int64_t count(const py::array& codes, const Mask& target) {
-  const auto* marked = read<uint8_t>(codes, "codes");
-  const auto* also = read_mask(target, "target", codes.size());
-  const py::gil_scoped_release release;
-  return count_marked(marked, also, codes.size());
-}
-
-py::array_t<int64_t> find(const py::array& codes, const Mask& target, const py::array& ranks) {
+py::tuple find(const py::array& codes, const Mask& target, const py::array& ranks) {
   const auto* marked = read<uint8_t>(codes, "codes");
   const auto* also = read_mask(target, "target", codes.size());
   const auto* wanted = read<int64_t>(ranks, "ranks");
@@ -85,15 +78,12 @@ py::array_t<int64_t> find(const py::array& codes, const Mask& target, const py::
   }
   py::array_t<int64_t> places(ranks.size());
   auto* found = places.mutable_data();
+  int64_t all = 0;
   {
     const py::gil_scoped_release release;
-    find_marked(marked, also, codes.size(), wanted, ranks.size(), found);
+    all = find_marked(marked, also, codes.size(), wanted, ranks.size(), found);
   }
-  if (ranks.size() > 0 && found[ranks.size() - 1] == codes.size()) {
-    throw ValueError("ranks must be below the number of marked voxels, got " +
-                     std::to_string(wanted[ranks.size() - 1]));
-  }
-  return places;
+  return py::make_tuple(places, all);
 }
 
 template <class Level>
@@ -163,7 +153,6 @@ void define_arrays(py::module_& module) {
   // Arrays alone: a list would be turned into an array that nobody sees again.
   const auto array = [](const char* name) { return py::arg(name).noconvert(); };
   module.def("count_confusion", &confusion, array("prediction"), array("target"), py::arg("valid"));
-  module.def("count_marked", &count, array("codes"), py::arg("target"));
   module.def("find_marked", &find, array("codes"), py::arg("target"), array("ranks"));
   module.def("count_levels", &add_levels, array("values"), array("counts"));
   module.def("map_levels", &look_up, array("values"), array("table"), array("out"));

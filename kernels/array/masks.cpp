@@ -2,6 +2,7 @@
 #include "array/masks.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "cpu_utils.h"
 
@@ -53,17 +54,33 @@ FASTSEG_CPU_CLONES void sum_valid(const uint8_t* prediction, const uint8_t* targ
 
 // How many groups there are before the one in which the voxel of this rank lies; seen grows by what they
 // hold.
-FASTSEG_CPU_CLONES int64_t skip_groups(const uint8_t* codes, const uint8_t* target, int64_t groups,
-                                       int64_t rank, int64_t& seen) {
-  for (int64_t group = 0; group < groups; ++group) {
-    uint8_t marked = 0;  // a group is at most 64
-    for (int i = 0; i < kGroup; ++i) {
-      marked += (codes[group * kGroup + i] != 0) & (target[group * kGroup + i] != 0);
+template <bool kTarget>
+FASTSEG_ALWAYS_INLINE int64_t skip(const uint8_t* codes, const uint8_t* target, int64_t groups, int64_t rank,
+                                   int64_t& seen) {
+  constexpr int64_t kFar =
+      16;  // groups that are counted place by place, as above, where the rank is beyond them
+  int64_t group = 0;
+  while (group < groups) {
+    const int64_t some = rank - seen > kFar * kGroup && groups - group >= kFar ? kFar : 1;
+    const uint8_t *code = codes + group * kGroup, *trues = target + group * kGroup;
+    uint8_t marked[kGroup] = {};
+    for (int64_t round = 0; round < some; ++round, code += kGroup, trues += kGroup) {
+      for (int i = 0; i < kGroup; ++i) marked[i] += (code[i] != 0) & (!kTarget || trues[i] != 0);
     }
-    if (seen + marked > rank) return group;
-    seen += marked;
+    int total = 0;
+    for (int i = 0; i < kGroup; ++i) total += marked[i];
+    if (seen + total > rank) return group;
+    seen += total;
+    group += some;
   }
   return groups;
+}
+FASTSEG_CPU_CLONES int64_t skip_marked(const uint8_t* codes, int64_t groups, int64_t rank, int64_t& seen) {
+  return skip<false>(codes, codes, groups, rank, seen);
+}
+FASTSEG_CPU_CLONES int64_t skip_both(const uint8_t* codes, const uint8_t* target, int64_t groups,
+                                     int64_t rank, int64_t& seen) {
+  return skip<true>(codes, target, groups, rank, seen);
 }
 
 }  // namespace
@@ -86,27 +103,26 @@ ConfusionSums count_confusion(const uint8_t* prediction, const uint8_t* target, 
   return sums;
 }
 
-int64_t count_marked(const uint8_t* codes, const uint8_t* target, int64_t voxels) {
-  return count_confusion(target == nullptr ? codes : target, codes, nullptr, voxels).both;
-}
-
-void find_marked(const uint8_t* codes, const uint8_t* target, int64_t voxels, const int64_t* ranks,
-                 int64_t count, int64_t* places) {
-  if (target == nullptr) target = codes;
+int64_t find_marked(const uint8_t* codes, const uint8_t* target, int64_t voxels, const int64_t* ranks,
+                    int64_t count, int64_t* places) {
+  constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
   int64_t place = 0, seen = 0, next = 0;  // seen: marked voxels before place
-  while (next < count) {
-    place +=
-        kGroup * skip_groups(codes + place, target + place, (voxels - place) / kGroup, ranks[next], seen);
+  while (place < voxels) {
+    const int64_t groups = (voxels - place) / kGroup, rank = next < count ? ranks[next] : kNone;
+    place += kGroup * (target == nullptr ? skip_marked(codes + place, groups, rank, seen)
+                                         : skip_both(codes + place, target + place, groups, rank, seen));
     const int size = int(std::min<int64_t>(kGroup, voxels - place));
-    if (size == 0) break;
     uint64_t left = 0;
-    for (int i = 0; i < size; ++i) left |= uint64_t(codes[place + i] != 0 && target[place + i] != 0) << i;
+    for (int i = 0; i < size; ++i) {
+      left |= uint64_t(codes[place + i] != 0 && (target == nullptr || target[place + i] != 0)) << i;
+    }
     for (; left != 0; left &= left - 1, ++seen) {
       for (; next < count && ranks[next] == seen; ++next) places[next] = place + __builtin_ctzll(left);
     }
     place += size;
   }
   std::fill(places + next, places + count, voxels);
+  return seen;
 }
 
 }  // namespace fastseg

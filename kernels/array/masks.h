@@ -14,11 +14,10 @@ struct ConfusionSums {
 ConfusionSums count_confusion(const uint8_t* prediction, const uint8_t* target, const uint8_t* valid,
                               int64_t voxels);
 
-// Voxels marked in codes and, unless it is nullptr, in target.
-int64_t count_marked(const uint8_t* codes, const uint8_t* target, int64_t voxels);
-
-// Where the ranks[i]-th (from 0) of these voxels is, to places[i]; voxels where there is none. ranks: rising.
-void find_marked(const uint8_t* codes, const uint8_t* target, int64_t voxels, const int64_t* ranks,
-                 int64_t count, int64_t* places);
+// Of the voxels marked in codes and, unless it is nullptr, in target:
+// where the ranks[i]-th (from 0) is, to places[i]; voxels where there is none. ranks: rising. Returns
+// how many there are.
+int64_t find_marked(const uint8_t* codes, const uint8_t* target, int64_t voxels, const int64_t* ranks,
+                    int64_t count, int64_t* places);
 
 }  // namespace fastseg

@@ -51,10 +51,12 @@ def test_find_marked(size: int, share: float) -> None:
     for also in (None, target):
         marked = codes != 0 if also is None else (codes != 0) & (also != 0)
         places = np.flatnonzero(marked)
-        assert _C.count_marked(codes, also) == len(places)
-        for step in (1, 7, 64, 1000):
+        for step in (1, 7, 64, 1000, 5000):
             ranks = np.arange(0, len(places), step)
-            assert np.array_equal(_C.find_marked(codes, also, ranks), places[ranks])
+            found, count = _C.find_marked(codes, also, np.append(ranks, [len(places), len(places) + 9]))
+            assert count == len(places)
+            assert np.array_equal(found, [*places[ranks], size, size])
+        assert _C.find_marked(codes, also, ranks[:0])[1] == len(places)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -66,6 +68,10 @@ def test_levels(dtype: type, size: int) -> None:
     counts = np.arange(levels)
     _C.count_levels(values, counts)
     assert np.array_equal(counts, np.arange(levels) + np.bincount(values, minlength=levels))
+    values[1::4] = values[::4][: len(values[1::4])]  # some of those that stand together are equal
+    counts = np.zeros(levels, np.int64)
+    _C.count_levels(values[1:], counts)
+    assert np.array_equal(counts, np.bincount(values[1:], minlength=levels))
     table = np.random.default_rng(1).permutation(levels).astype(dtype)
     expected = table[values]
     _C.map_levels(values, table, values)  # in place
@@ -159,8 +165,7 @@ READ_ONLY.setflags(write=False)
         (lambda: _C.count_confusion(BYTES[::2], BYTES[:4], None), ValueError, "prediction must be contiguous"),
         (lambda: _C.count_confusion(BYTES, BYTES, BYTES[:1]), ValueError, "valid must have 8 values"),
         (lambda: _C.count_confusion([1], BYTES, None), TypeError, "incompatible function arguments"),
-        (lambda: _C.count_marked(BYTES, FLOATS), TypeError, "target must be of uint8"),
-        (lambda: _C.find_marked(BYTES, None, np.array([0])), ValueError, "of marked voxels, got 0"),
+        (lambda: _C.find_marked(BYTES, FLOATS, np.array([0])), TypeError, "target must be of uint8"),
         (lambda: _C.find_marked(BYTES + 1, None, np.array([3, 1])), ValueError, "ranks must rise"),
         (lambda: _C.find_marked(BYTES + 1, None, np.array([-1])), ValueError, "ranks must rise"),
         (lambda: _C.find_marked(BYTES, None, FLOATS), TypeError, "ranks must be of int64"),

@@ -67,6 +67,7 @@ def test_chunks_are_those_that_were_written(tmp_path: Path, codec: str, dtype: s
 def test_numbers_of_odd_sizes_are_unshuffled(tmp_path: Path, items: int) -> None:
     data = np.arange(240, dtype="u1")
     (tmp_path / "a").write_bytes(data.reshape(-1, items).T.tobytes())
+    np.testing.assert_array_equal(_C.unshuffle((tmp_path / "a").read_bytes(), items), data)
     (found,) = ChunkFormat(np.dtype("u1"), (240,), "none", 240, items).read([0], [-1], [f"{tmp_path}/a"])
     np.testing.assert_array_equal(found, data)
 
@@ -104,6 +105,8 @@ def test_what_is_not_as_expected_is_left_to_others(tmp_path: Path, codec: str) -
 
 
 def test_bad_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match="item_bytes must divide the 5 of data, got 2"):
+        _C.unshuffle(b"12345", 2)
     with pytest.raises(ValueError, match="codec must be none, zlib, gzip, zstd or blosc, got lz5"):
         ChunkFormat(np.dtype("u1"), (4,), "lz5", 9).read([], [])
     with pytest.raises(ValueError, match="files, offsets and sizes must be as many, got 1, 2 and 2"):

@@ -250,7 +250,7 @@ class _Reservoir:
     def __init__(self, rng: np.random.Generator, most: int = _MOST_CANDIDATES) -> None:
         self.rng, self.most, self.seen = rng, most, 0
         self._kept = np.empty((most, 3), np.int64)
-        # Of the positions that are to be taken, the last one beyond what was seen: ranks in the stream, places in kept.
+        # Of the positions to take, the last one beyond what was looked at: ranks in the stream, places in kept.
         self._ranks = self._slots = np.arange(most)
         self._log_share = 0.0  # of the voxels that are taken
 
@@ -260,20 +260,23 @@ class _Reservoir:
 
     def add(self, codes: np.ndarray, target: np.ndarray | None, start: Sequence[int]) -> None:
         """The voxels of the block at ``start`` that are marked in codes and, if given, in target."""
-        seen, self.seen = self.seen, self.seen + _C.count_marked(codes, target)
-        if self._ranks[-1] < self.seen:
-            self._draw()
+        seen, most = self.seen, self.seen + codes.size
+        if self._ranks[-1] < most:
+            self._draw(most)
+        near = int(np.searchsorted(self._ranks, most))
+        flat, marked = _C.find_marked(codes, target, self._ranks[:near] - seen)
+        self.seen += marked
         taken = int(np.searchsorted(self._ranks, self.seen))
         if taken:
-            flat = _C.find_marked(codes, target, self._ranks[:taken] - seen)
+            flat = flat[:taken]
             here = np.stack(np.unravel_index(flat, codes.shape), axis=1) + np.asarray(start)
             self._kept[self._slots[:taken]] = here  # of equal slots the last stays
             self._ranks, self._slots = self._ranks[taken:], self._slots[taken:]
 
-    def _draw(self) -> None:
-        """Ranks and slots up to what was seen, in batches in which the share hardly falls."""
+    def _draw(self, most: int) -> None:
+        """Ranks and slots up to ``most``, in batches in which the share hardly falls."""
         ranks, slots = [self._ranks], [self._slots]
-        while ranks[-1][-1] < self.seen:
+        while ranks[-1][-1] < most:
             shares, gaps = np.log1p(-self.rng.random((2, self.most // 16 + 1)))
             shares = self._log_share + np.cumsum(shares) / self.most
             self._log_share = shares[-1]

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastseg import _C
 from fastseg.data.codecs import stored_bytes
 from fastseg.data.native_codecs import ChunkFormat
 from fastseg.data.open_files import OpenFile
@@ -156,4 +157,4 @@ def _undo(code: int, data: Any, size: int, itemsize: int) -> Any:
         return imagecodecs.deflate_decode(data, out=size)
     if code == _LZF:
         return imagecodecs.lzf_decode(data, out=size)
-    return np.frombuffer(data, np.uint8).reshape(itemsize, -1).T.tobytes()
+    return _C.unshuffle(bytes(data), itemsize)
