@@ -10,6 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import tifffile
 
 from fastseg.data.exports import export_volume
 from fastseg.data.volumes import open_volume
@@ -56,6 +57,26 @@ def test_nifti_with_a_slope_and_of_several_times(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"2 time points: .* or channels \('xyzc'\)"):
         open_volume(tmp_path / "times.nii")
     assert open_volume(tmp_path / "times.nii", "xyzc").channels == 2
+
+
+@pytest.mark.parametrize("compression", [None, "zlib", "jpeg"])
+@pytest.mark.parametrize("stated", ["|AppMag = 20|MPP = 0.499|Left = 25.7", "|AppMag = 20"])
+def test_aperio_slides(tmp_path: Path, compression: str | None, stated: str) -> None:
+    """A tiled level, a thumbnail and a smaller level, as Aperio's scanner writes them."""
+    y, x = np.mgrid[:300, :500]
+    image = np.stack((y % 256, x % 256, (x + y) // 4 % 256), -1).astype("u1")
+    description = f"Aperio Image Library v11.2.1\r\n500x300 [0,0 500x300] (240x240) JPEG/RGB Q=70{stated}"
+    options = {"photometric": "rgb", "compression": compression, "metadata": None, "description": description}
+    with tifffile.TiffWriter(tmp_path / "slide.svs") as file:
+        file.write(image, tile=(240, 240), **options)
+        file.write(image[::4, ::4], photometric="rgb", metadata=None, description=description)
+        file.write(image[::2, ::2], tile=(240, 240), **options)
+    volume = open_volume(tmp_path / "slide.svs")
+    assert (volume.shape, volume.channels, volume.dtype) == ((1, 300, 500), 3, np.uint8)
+    assert volume.voxel_size == (pytest.approx((0.499,) * 3) if "MPP" in stated else None)
+    found = pickle.loads(pickle.dumps(volume))[:, 200:260, 230:400][:, 0].transpose(1, 2, 0)
+    error = np.abs(found.astype(int) - image[200:260, 230:400])
+    assert np.median(error) <= (3 if compression == "jpeg" else 0)
 
 
 @pytest.mark.parametrize("dtype", ["i1", "i2", "u2", "f4"])
@@ -136,7 +157,7 @@ def test_a_missing_library_is_named(
     [
         ("a.czi", "bioformats2raw"),
         ("a.ND2", "Fiji"),
-        ("a.svs", "QuPath"),
+        ("a.mrxs", "QuPath"),
         ("a.dcm", "dcm2niix"),
         ("a.nrrd", "SimpleITK"),
     ],

@@ -24,7 +24,7 @@ from fastseg.data.codecs import stored_bytes
 from fastseg.data.sources import MICROMETRES, Slices, Source, describe_box, guess_axes, reason
 from fastseg.errors import InputError
 
-TIFF_SUFFIXES = (".tif", ".tiff", ".tf8", ".btf")
+TIFF_SUFFIXES = (".tif", ".tiff", ".tf8", ".btf", ".svs")  # Aperio's slides are tiled TIFFs
 
 _CACHE_BYTES = 256 << 20
 _MOST_PLANES = 10_000_000
@@ -68,7 +68,7 @@ class TiffSource(Source):
         self.mapped = series.dataoffset is not None
         if not self.mapped:
             self._describe_pages(series.keyframe)
-        self.voxel_size = _ome_voxel_size(file) or _imagej_voxel_size(file)
+        self.voxel_size = _ome_voxel_size(file) or _imagej_voxel_size(file) or _aperio_voxel_size(file)
         self.channel_names = _ome_channel_names(file)
 
     def _describe_pages(self, page: Any) -> None:
@@ -222,6 +222,13 @@ def _imagej_voxel_size(file: Any) -> tuple[float, float, float] | None:
         return None
     y, x = (factor * unit / pixels for pixels, unit in ratios)
     return (float(metadata["spacing"]) * factor, y, x)
+
+
+def _aperio_voxel_size(file: Any) -> tuple[float, float, float] | None:
+    """Of a slide, whose description states micrometres per pixel; one slice is as thick as a pixel is wide."""
+    found = re.search(r"\|\s*MPP\s*=\s*([\d.]+)", file.pages[0].description) if file.is_svs else None
+    size = float(found[1]) if found else 0.0
+    return (size, size, size) if size > 0 else None
 
 
 def _require_planes(path: str, file: Any) -> None:

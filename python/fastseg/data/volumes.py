@@ -29,7 +29,7 @@ _MOST_DECODED = 8 << 30  # HDF5 knows chunks of up to 4 GiB, Blosc of 2
 # What the field's programs write and others read better: the way over.
 _CONVERTED = {
     ".czi .lif .nd2 .oib .oif .vsi .lsm .dv": "bioformats2raw, or save as TIFF in Fiji",
-    ".svs .ndpi .mrxs .scn": "bioformats2raw or vips dzsave, or crop regions to TIFF in QuPath",
+    ".ndpi .mrxs .scn": "bioformats2raw or vips dzsave, or crop regions to TIFF in QuPath",
     ".dcm": "dcm2niix, to NIfTI",
     ".mha .mhd .nrrd": "SimpleITK, to NIfTI",
 }
