@@ -180,6 +180,7 @@ def test_the_stand_in_compiles_and_refuses(tmp_path):
 
 
 @needs_triton
+@pytest.mark.long
 def test_a_dry_run(tmp_path):
     command = [sys.executable, "-m", "tools.gpu_tune", "--out", tmp_path, "--case", "512 x 128"]
     environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path / "cache"), "CUDA_VISIBLE_DEVICES": ""}

@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+from tools.kernel_budget.build import NotBuilt
 from tools.kernel_budget.gpu import GPUS, busiest_pipe, resident_blocks
 from tools.kernel_budget.kernels import KERNELS, loads
 from tools.kernel_budget.report import measure
@@ -152,11 +153,12 @@ def test_the_busiest_pipe_is_not_always_issuing():
     assert busiest_pipe(turn(*["LOP3.LUT"] * 6, "FFMA")) == ("ALU", 6 / 64)
 
 
-@needs_nvcc
-@pytest.mark.timeout(900)  # compiles a file of kernels, on a machine with other things to do
 @pytest.mark.parametrize("budget", KERNELS, ids=lambda budget: budget.label)
 def test_budgets_hold(budget, tmp_path_factory):
-    measured = measure(budget, "sm_90", tmp_path_factory.getbasetemp())
+    try:
+        measured = measure(budget, "sm_90", tmp_path_factory.getbasetemp())
+    except NotBuilt as reason:
+        pytest.skip(str(reason))
     assert measured.kernel.spills == 0, measured.row()
     if budget.instructions:
         assert measured.instructions <= budget.instructions, measured.row()

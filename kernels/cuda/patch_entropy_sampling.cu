@@ -146,6 +146,7 @@ __device__ bool draw_window(const PatchSampling& in, int64_t row, int64_t draw, 
   return true;
 }
 
+// May have a stack: draw_kernel (the weights of a thread, walked through until the draw is met)
 __global__ void __launch_bounds__(kThreads)
     draw_kernel(PatchSampling in, int shares, uint32_t* weights, uint64_t* sums) {
   const int64_t chunks = sample_chunks(in.windows);

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """``python -m tools.kernel_budget [--arch sm_90] [words of a label]``: the table of
-docs/kernel_budget.md. Needs nvcc."""
+docs/kernel_budget.md, of the extension as it is built here."""
 
 import argparse
 import tempfile

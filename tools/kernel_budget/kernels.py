@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The kernels that have a budget, and how each is compiled. Another op adds its lines to ``KERNELS``.
+"""The kernels that have a budget, and where their machine code is. Another op adds its lines to ``KERNELS``.
 
 How many elements one turn of a main loop handles cannot be seen in machine code. It stands here, together with the
 loads of the turn, and the tool takes only a path that makes exactly those: a table that no longer fits the kernel is an
@@ -7,40 +7,20 @@ error, not a wrong figure. Kernels without a loop are counted from entry to exit
 is included.
 """
 
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-FLAGS = ("-std=c++17", "-O3", "-DFASTSEG_WITH_CUDA", f"-I{ROOT / 'kernels'}")
-
-
-def compile_cuda(source: str, architecture: str, folder: Path) -> Path:
-    """A .cu file of kernels/cuda/ as a cubin."""
-    cubin = folder / f"{Path(source).stem}.{architecture}.cubin"
-    if not cubin.exists():
-        header = folder / "tuning.h"
-        subprocess.run([sys.executable, ROOT / "kernels/tuning/cuda.py", header], check=True)
-        command = ["nvcc", *FLAGS, f"-I{folder}", f"-arch={architecture}", "-cubin"]
-        subprocess.run(
-            [*command, str(ROOT / "kernels/cuda" / source), "-o", str(cubin)],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-    return cubin
+from .build import cubins
 
 
 @dataclass(frozen=True)
 class Budget:
-    """One kernel. ``compile`` makes the cubin for an architecture in a folder; ``name`` is how the demangled name of
+    """One kernel. ``cubin`` is that for an architecture, put into a folder; ``name`` is how the demangled name of
     its one instance begins; ``does`` is what a turn of the main loop loads or computes (``sass.cheapest_turn``)."""
 
     label: str
-    compile: Callable[[str, Path], Path]
+    cubin: Callable[[str, Path], Path]
     name: str
     threads: int  # of a block
     elements: int  # of a turn of the main loop
@@ -60,7 +40,10 @@ def loads(*widths: int) -> dict[str, int]:
 
 
 def cuda(label: str, source: str, name: str, **facts) -> Budget:
-    return Budget(label, partial(compile_cuda, source), name, **facts)
+    def cubin(architecture: str, folder: Path) -> Path:
+        return cubins(architecture, folder)[Path(source).stem]
+
+    return Budget(label, cubin, name, **facts)
 
 
 _BCE, _ENTROPY, _SOFT = "masked_bce.cu", "patch_entropy.cu", "region_pool_soft.cu"

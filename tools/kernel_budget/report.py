@@ -55,7 +55,7 @@ def _kernels(cubin: Path) -> list[Kernel]:
 
 
 def measure(budget: Budget, architecture: str, folder: Path) -> Measured:
-    kernels = _kernels(budget.compile(architecture, folder))
+    kernels = _kernels(budget.cubin(architecture, folder))
     found = [kernel for kernel in kernels if kernel.name.startswith(budget.name)]
     if len(found) != 1:
         names = "\n  ".join(kernel.name for kernel in kernels)

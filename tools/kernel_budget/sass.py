@@ -7,8 +7,8 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 
 _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*);")
@@ -63,12 +63,21 @@ class Instruction:
 class Kernel:
     """One entry function of a cubin. ``shared`` is static; bytes."""
 
+    cubin: Path
+    symbol: str
     name: str  # demangled
-    registers: int = 0
-    stack: int = 0
-    shared: int = 0
-    local: int = 0
-    code: list[Instruction] = field(default_factory=list)
+    registers: int
+    stack: int
+    shared: int
+    local: int
+
+    @cached_property
+    def code(self) -> list[Instruction]:
+        listing = run(cuobjdump(), "-sass", "-fun", self.symbol, str(self.cubin))
+        return [
+            Instruction(int(address, 16), predicate or "", opcode, operands.strip())
+            for address, predicate, opcode, operands in _INSTRUCTION.findall(listing)
+        ]
 
     @property
     def spills(self) -> int:
@@ -125,30 +134,26 @@ def tool(name: str) -> str | None:
     return found or next((str(folder / name) for folder in beside if (folder / name).is_file()), None)
 
 
-def _run(*command: str, text: str | None = None) -> str:
-    return subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
+def run(*command: str, text: str | None = None, cwd: Path | None = None) -> str:
+    return subprocess.run(command, input=text, cwd=cwd, capture_output=True, text=True, check=True).stdout
+
+
+def cuobjdump() -> str:
+    if (found := tool("cuobjdump")) is None:
+        raise FileNotFoundError("cuobjdump is neither on the PATH, nor beside nvcc, nor in Triton's package")
+    return found
 
 
 def read_cubin(path: Path) -> list[Kernel]:
-    dump = tool("cuobjdump")
-    if dump is None:
-        raise FileNotFoundError("cuobjdump is neither on the PATH, nor beside nvcc, nor in Triton's package")
-    usage, listing = (_run(dump, option, str(path)) for option in ("-res-usage", "-sass"))
-    kernels: dict[str, Kernel] = {}
-    for name, numbers in re.findall(r"Function (\S+):\s*\n\s*(REG:.*)", usage):
+    listed = re.findall(r"Function (\S+):\s*\n\s*(REG:.*)", run(cuobjdump(), "-res-usage", str(path)))
+    symbols = [symbol for symbol, _ in listed]
+    names = run("c++filt", text="\n".join(symbols)).splitlines() if shutil.which("c++filt") else symbols
+    kernels = []
+    for (symbol, numbers), name in zip(listed, names, strict=True):
         of = {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", numbers)}
-        kernels[name] = Kernel(name, of["REG"], of["STACK"], of["SHARED"], of.get("LOCAL", 0))
-    for part in re.split(r"\n\s*Function : ", listing)[1:]:
-        name, _, body = part.partition("\n")
-        kernels[name.strip()].code = [
-            Instruction(int(address, 16), predicate or "", opcode, operands.strip())
-            for address, predicate, opcode, operands in _INSTRUCTION.findall(body)
-        ]
-    if shutil.which("c++filt"):
-        names = _run("c++filt", text="\n".join(kernels)).splitlines()
-        for kernel, name in zip(kernels.values(), names, strict=True):
-            kernel.name = name.replace("(anonymous namespace)::", "")
-    return list(kernels.values())
+        name = name.replace("(anonymous namespace)::", "")
+        kernels.append(Kernel(path, symbol, name, of["REG"], of["STACK"], of["SHARED"], of.get("LOCAL", 0)))
+    return kernels
 
 
 def blocks_of(code: list[Instruction]) -> dict[int, tuple[list[Instruction], list[int]]]:
