@@ -57,7 +57,10 @@ def test_train_predict_evaluate(trained: Path) -> None:
 @pytest.mark.parametrize(
     ("test", "hint"),
     [
-        ("[]", "trained: fastseg segment {raw} --run {run}, or another image"),
+        (
+            "[]",
+            "trained: fastseg segment {raw} --run {run}, or another image; predict --raw has more options",
+        ),
         ("[{raw: phantoms.h5:/raw}]", "trained: fastseg predict {run}"),
         (
             "[{raw: phantoms.h5:/raw, labels: phantoms.h5:/somata}]",

@@ -102,7 +102,9 @@ def train(
             axes = f" --axes {entry.axes}" if entry.axes else ""
             if entry.channels:
                 axes += f" --channels {shlex.quote(','.join(map(str, entry.channels)))}"
-            print(f"trained: fastseg segment {raw}{axes} --run {path}, or another image")
+            print(
+                f"trained: fastseg segment {raw}{axes} --run {path}, or another image; predict --raw has more options"
+            )
         elif all(entry.labels for entry in settings.data.test):
             print(f"trained: fastseg predict {path}, then fastseg evaluate {path}")
         else:
