@@ -75,7 +75,7 @@ def test_weights_are_for_every_volume_or_none(config: Path) -> None:
     )
     volumes = open_training(loaded)
     sampler = build_sampler(loaded, volumes, [index_labels(volume, 0) for volume in volumes])
-    assert sampler.ways[0].chances == [3.0, 1.0]
+    assert sampler.ways[0].edges == [3.0, 4.0]
     assert sampler.patches_per_block == loaded.data.patches_per_block
     assert sampler.batch == loaded.train.batch
     del two[1]["weight"]
