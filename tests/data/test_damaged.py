@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -33,6 +34,16 @@ def test_damages_are_named(tmp_path: Path, kind: str, request: pytest.FixtureReq
     for name, named, harmless in results:
         assert int(named) > count // 5, name
         assert int(named) + int(harmless) == count, name
+
+
+@pytest.mark.parametrize("variant", ["zarr2-zlib", "zarr3-gzip", "zarr3-sharded", "n5-gzip", "n5-xz"])
+def test_an_array_that_is_gone_does_not_pass_for_its_fill_value(tmp_path: Path, variant: str) -> None:
+    path = write(tmp_path, VARIANTS[variant][0], ARRAY)
+    volume = open_volume(path)
+    volume.read((0, 0, 0), (1, 1, 1))
+    shutil.rmtree(path.split(":")[0])
+    with pytest.raises(InputError, match="held an array when it was opened, and no longer does"):
+        volume.read((5, 30, 30), (6, 40, 44))
 
 
 def _zarr_with(folder: Path, version: int, change: dict) -> str:

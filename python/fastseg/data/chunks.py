@@ -25,6 +25,8 @@ from fastseg.errors import InputError
 # As for HDF5: a few patches' chunks, so that reading slice by slice decodes each chunk once.
 _CACHE_BYTES = 64 << 20
 
+METADATA = ("zarr.json", ".zarray", "attributes.json")  # of Zarr 3, Zarr 2, N5
+
 # Of decoded chunks that are copied by one call, and held until then: all that a patch touches, few of a large box.
 _HELD_BYTES = 8 << 20
 
@@ -38,6 +40,7 @@ class ChunkedSource(Source):
 
     chunks: tuple[int, ...]
     fill: Any
+    folder: str  # of the array: its metadata, and below it its chunks
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,6 +64,13 @@ class ChunkedSource(Source):
     def chunk_name(self, index: tuple[int, ...]) -> str:
         """The file that holds a chunk."""
         raise NotImplementedError
+
+    def check_still_there(self) -> None:
+        """InputError if the array is gone, removed or its disk unmounted: all its chunks would pass for fill value."""
+        if not any(os.path.exists(os.path.join(self.folder, name)) for name in METADATA):
+            raise InputError(
+                f"{self.name} cannot be read: {self.folder} held an array when it was opened, and no longer does"
+            )
 
     def decode(self, data: bytes | None) -> np.ndarray:
         """A whole chunk, beyond the array's end too, in the file's dtype."""
@@ -105,7 +115,10 @@ def _load_all(source: Source, keys: list[Any]) -> list[np.ndarray | None]:
     if hasattr(source, "load_chunks"):
         with suppress(OSError, ValueError):  # which come again, and are placed
             found = source.load_chunks([index for _, index in keys])
-    return [_load(source, key) if chunk is False else chunk for key, chunk in zip(keys, found, strict=True)]
+    loaded = [_load(source, key) if chunk is False else chunk for key, chunk in zip(keys, found, strict=True)]
+    if isinstance(source, ChunkedSource) and any(chunk is None for chunk in loaded):
+        source.check_still_there()
+    return loaded
 
 
 def _load(source: Source, key: Any) -> np.ndarray | None:
