@@ -3,8 +3,9 @@
 
     python -m tools.build_check                                  # what CI builds
     python -m tools.build_check --only clang++-19 --tests tests/ops   # one, with all tests of the ops
+    python -m tools.build_check --only "g++-13, static libstdc++"     # both in one build
 
-Variants of one compiler share a folder of objects: only what differs is compiled again. What cannot be had here, a
+Builds of one compiler share a folder of objects: only what differs is compiled again. What cannot be had here, a
 torch to download or a compiler, is skipped by name; --require makes that an error.
 """
 
@@ -33,7 +34,7 @@ VARIANTS = {
     "g++-13": "",
     "g++-14": "",
 }
-BY_DEFAULT = ("torch 2.11", "static libstdc++")
+BY_DEFAULT = ("torch 2.11, static libstdc++",)
 TESTS = [
     f"tests/ops/test_{op}_edges.py"
     for op in ("masked_bce", "patch_entropy", "region_contrast", "region_pool")
@@ -70,6 +71,25 @@ def torch_headers(version: str) -> Path:
     return folder
 
 
+def variants_of(text: str) -> str:
+    if unknown := [name for name in text.split(", ") if name not in VARIANTS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(VARIANTS)}")
+    return text
+
+
+def available(variants: str, require: bool) -> dict[str, dict[str, str]]:
+    """CMake's definitions of each variant that can be had here; the others are named."""
+    found = {}
+    for variant in variants.split(", "):
+        try:
+            found[variant] = defines_of(variant)
+        except Skipped as reason:
+            if require:
+                sys.exit(f"build-check: {variant}: {reason}")
+            print(f"build-check: {variant} SKIPPED: {reason}", flush=True)
+    return found
+
+
 def defines_of(variant: str) -> dict[str, str]:
     if variant.startswith("torch "):
         return {"FASTSEG_TORCH": str(torch_headers(variant.split()[1].replace("2.11", "2.11.0")))}
@@ -80,9 +100,8 @@ def defines_of(variant: str) -> dict[str, str]:
     return {"CMAKE_CXX_COMPILER": variant}
 
 
-def build(variant: str, work: Path, python: str, cuda: str) -> str:
+def build(defines: dict[str, str], work: Path, python: str, cuda: str) -> str:
     """Into the environment of `python`; what its build_info says."""
-    defines = defines_of(variant)
     compiler = defines.get("CMAKE_CXX_COMPILER", "default")
     version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.M).group(1)
     always = {
@@ -140,7 +159,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=BY_DEFAULT, help="these (%(default)s)")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        type=variants_of,
+        metavar="VARIANTS",
+        default=BY_DEFAULT,
+        help=f"builds (%(default)s), each of one or, with a comma between, several of {', '.join(VARIANTS)}",
+    )
     parser.add_argument(
         "--tests", nargs="+", default=TESTS, help="arguments of pytest (edge cases and messages)"
     )
@@ -153,23 +179,21 @@ def main() -> None:
     work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     python = make_environment(work / "env")
-    for variant in options.only:
-        start = time.monotonic()
-        try:
-            info = build(variant, work, python, options.cuda)
-            built = time.monotonic() - start
-            tests = run(
-                [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options.tests]
-            ).splitlines()[-1]
-        except Skipped as reason:
-            if options.require:
-                sys.exit(f"build-check: {variant}: {reason}")
-            print(f"build-check: {variant} SKIPPED: {reason}", flush=True)
+    for variants in options.only:
+        found = available(variants, options.require)
+        if not found:
             continue
+        name, start = ", ".join(found), time.monotonic()
+        try:
+            defines = {key: value for each in found.values() for key, value in each.items()}
+            info = build(defines, work, python, options.cuda)
+            built = time.monotonic() - start
+            command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options.tests]
+            tests = run(command).splitlines()[-1]
         except Failed as error:
-            sys.exit(f"build-check: {variant}: FAILED: {error}")
+            sys.exit(f"build-check: {name}: FAILED: {error}")
         seconds = f"{built:.0f} s to build, {time.monotonic() - start - built:.0f} s to test"
-        print(f"build-check: {variant} passed: {tests}; {seconds}\n    {info}", flush=True)
+        print(f"build-check: {name} passed: {tests}; {seconds}\n    {info}", flush=True)
 
 
 if __name__ == "__main__":
