@@ -37,6 +37,7 @@ def configure(folder: Path, path: str = PATH, **defines: str) -> subprocess.Comp
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
+@pytest.mark.long
 def test_compiles_through_ccache(tmp_path: Path) -> None:
     """A stand-in notes what it is asked to compile, and the base that makes folders of sdists alike."""
     stand_in, log = tmp_path / "bin/ccache", tmp_path / "log.txt"

@@ -21,6 +21,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "_SHAPE", (16, 96, 96))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("short")
 def test_three_networks_are_compared_in_one_picture(tmp_path: Path) -> None:
     folder = tmp_path / "demo"

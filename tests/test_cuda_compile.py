@@ -81,6 +81,7 @@ def compiled(source: Path, folder: Path, *of_header: str) -> list[Kernel]:
     return read_cubin(folder / "cubin")
 
 
+@pytest.mark.long
 @needs_nvcc
 @pytest.mark.parametrize(
     "source", [s for s in SOURCES if '#include "tuning.h"' in s.read_text()], ids=lambda path: path.stem

@@ -37,6 +37,7 @@ def commands(text: str) -> Iterator[list[str]]:
             yield words
 
 
+@pytest.mark.long
 def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Block by block; a YAML block is saved under the name in its first line."""
     monkeypatch.chdir(tmp_path)

@@ -73,6 +73,7 @@ def test_memory_bank() -> None:
     assert found["own key is nearest"] > 10 * found["by chance"]
 
 
+@pytest.mark.long
 def test_contrast_ddp() -> None:
     """The losses of two processes are those of one."""
     losses = []
@@ -91,6 +92,7 @@ def test_contrast_ddp() -> None:
     assert losses[0][-1] < losses[0][0]
 
 
+@pytest.mark.long
 def test_hard_examples() -> None:
     found = returned("hard_examples")
     assert found["hard objects"] > 2 * found["uniform objects"]

@@ -151,6 +151,7 @@ def test_the_labelled_half_of_a_volume_is_not_tested(patch_contrast: ModuleType)
     assert patch_contrast.score([image], [left], 1) == [0.0]
 
 
+@pytest.mark.long
 def test_region_contrast_has_a_row_per_arm_labels_and_seed_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,6 +191,7 @@ def test_region_contrast_has_a_row_per_arm_labels_and_seed_once(
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
+@pytest.mark.long
 def test_domain_adaptation_has_a_row_per_arm_and_seed_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

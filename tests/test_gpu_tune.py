@@ -162,6 +162,7 @@ needs_triton = pytest.mark.skipif(
 )
 
 
+@pytest.mark.long
 @needs_triton
 def test_the_stand_in_compiles_and_refuses(tmp_path):
     (tmp_path / "dry.py").write_text(DRY.format(root=str(ROOT)))

@@ -153,6 +153,7 @@ def test_the_busiest_pipe_is_not_always_issuing():
     assert busiest_pipe(turn(*["LOP3.LUT"] * 6, "FFMA")) == ("ALU", 6 / 64)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("budget", KERNELS, ids=lambda budget: budget.label)
 def test_budgets_hold(budget, tmp_path_factory):
     try:

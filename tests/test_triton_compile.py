@@ -211,10 +211,11 @@ HEADER = f"{'case':24} {'kernel':18} registers shared B spill B"
 
 
 # All for the GPU with wgmma, and one of each kind for the others: every launch takes the compiler 1 to 2 s.
-TESTED = [(90, case) for case in CASES] + [
-    (capability, case)
-    for capability in (80, 100)
-    for case in ("bf16 128", "bf16 128 sorted", "fp16 100 bank", "fp32 64 bank groups")
+OFTEN = ("bf16 128", "bf16 128 sorted", "fp16 100 bank", "fp32 64 bank groups")
+TESTED = [
+    *((90, case) for case in OFTEN),
+    *(pytest.param(90, case, marks=pytest.mark.long) for case in CASES if case not in OFTEN),
+    *(pytest.param(other, case, marks=pytest.mark.long) for other in (80, 100) for case in OFTEN),
 ]
 
 

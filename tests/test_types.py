@@ -36,6 +36,7 @@ def test_every_argument_has_a_type(function) -> None:
         assert inspect.signature(function).return_annotation is not inspect.Signature.empty
 
 
+@pytest.mark.long
 def test_ops_are_functions_to_a_type_checker(tmp_path: Path) -> None:
     """Not modules of the same name; and a wrong argument is seen."""
     api = pytest.importorskip("mypy.api")

@@ -26,7 +26,7 @@ from .ops import EVERY_ARRAY, EmulatedOps, PatchEntropyOps
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 
-@pytest.fixture(autouse=True, params=range(2), ids="seed{}".format)
+@pytest.fixture(autouse=True, params=[0, pytest.param(1, marks=pytest.mark.long)], ids="seed{}".format)
 def emulated(request, libraries):
     library = {PatchEntropyOps: libraries[PatchEntropyOps]}
     with EmulatedOps(library, request.param, EVERY_ARRAY if request.param else ()) as mode:

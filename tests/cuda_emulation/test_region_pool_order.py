@@ -2,6 +2,8 @@
 """What only the emulation can say of region pooling's CUDA kernels: ranges that are merged, tables too large for
 shared memory, the same bits in every order of threads."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -22,7 +24,9 @@ def both(function, libraries, seed=0):
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("num_regions", [5, 2400, 20000, 60000])
+@pytest.mark.parametrize(
+    "num_regions", [5, 2400, *(pytest.param(n, marks=pytest.mark.long) for n in (20000, 60000))]
+)
 def test_ranges_and_tables_of_every_size(libraries, num_regions, layout):
     """Three ranges of 5 regions; 2400 and 20000 in shared memory for sums but not for all statistics; 60000 never."""
     shape = (1, 2, 97, 128) if num_regions == 5 else (1, 2, 16, 16)
@@ -44,7 +48,9 @@ def test_ranges_and_tables_of_every_size(libraries, num_regions, layout):
 
 @pytest.mark.parametrize("labels", ["random", "blocks"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("channels", "num_regions"), [(33, 512), (16, 9), (3, 64), (1, 2)])
+@pytest.mark.parametrize(
+    ("channels", "num_regions"), [pytest.param(33, 512, marks=pytest.mark.long), (16, 9), (3, 64), (1, 2)]
+)
 def test_a_column_for_every_lane(libraries, channels, num_regions, dtype, labels):
     """Whole tiles and a rest, in two ranges: channels that fill a warp and one more, and few that share its lanes."""
     case = make_case((1, channels, 41, 64), dtype, num_regions, labels, torch.int64, "contiguous")
@@ -52,14 +58,25 @@ def test_a_column_for_every_lane(libraries, channels, num_regions, dtype, labels
     torch.testing.assert_close(ours, truth, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("labels", ["random", "blocks", "of seven"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    ("channels", "width", "num_regions"), [(9, 100, 600), (3, 101, 5000), (2, 100, 13000)]
+SIZES = [(9, 100, 600), (3, 101, 5000), (2, 100, 13000)]
+QUICK = list(
+    zip(SIZES, (torch.float32, torch.bfloat16, torch.float32), ("of seven", "random", "blocks"), strict=True)
 )
-def test_a_table_for_every_warp(libraries, channels, width, num_regions, dtype, labels):
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype", "labels"),
+    [
+        case if case in QUICK else pytest.param(*case, marks=pytest.mark.long)
+        for case in itertools.product(
+            SIZES, (torch.float32, torch.bfloat16), ("random", "blocks", "of seven")
+        )
+    ],
+)
+def test_a_table_for_every_warp(libraries, size, dtype, labels):
     """Nine tiles and a rest, of 600 regions in two ranges; blocks of 8, 4 and 2 warps, the last of nine channels with
     one at work; groups of 32 voxels with one region, with a few several times, with none twice."""
+    channels, width, num_regions = size
     shape = (1, channels, 97, width)
     kind = "blocks" if labels == "blocks" else "random"
     features, regions = make_case(shape, dtype, num_regions, kind, torch.int64, "contiguous")

@@ -25,7 +25,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize("kind", sorted({case.kind for case, _ in VARIANTS.values()}))
 def test_damages_are_named(tmp_path: Path, kind: str, request: pytest.FixtureRequest) -> None:
     """All variants of a format in a process of their own, which may crash or hang."""
-    count = 5000 if request.config.getoption("--slow") else 100
+    options = request.config
+    count = 5000 if options.getoption("--slow") else 100 if options.getoption("--long") else 20
     command = [sys.executable, "-m", "tests.data.damage", str(tmp_path), kind, "0", str(count)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=3600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

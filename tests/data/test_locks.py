@@ -34,7 +34,7 @@ def blocks(folder: Path) -> Iterator[object]:
 
 @pytest.mark.parametrize(
     ("generator", "reads", "needed"),  # so many reads for the first that is yielded
-    [(batches, "fastseg.data.loader.read_mirrored", 1), (blocks, "fastseg.predict.stream._read_padded", 2)],
+    [(batches, "fastseg.data.loader.read_mirrored", 3), (blocks, "fastseg.predict.stream._read_padded", 2)],
 )
 def test_a_generator_that_the_collector_closes_waits_for_no_reader(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generator: object, reads: str, needed: int

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
     ("kind", "how"),
     [
         (kind, how)
-        if (kind, how) in (("h5", "random"), ("zarr", "ranks"), ("h5", "steps"))
+        if (kind, how) in (("h5", "steps"), ("zarr", "random"))
         else pytest.param(kind, how, marks=pytest.mark.long)
         for kind in ("h5", "zarr", "sharded")
         for how in ("random", "steps", "ranks")

@@ -48,7 +48,8 @@ def test_killed_in_each_phase_it_ends_as_if_it_had_not_been(scene: Path) -> None
     assert (whole / "histograms.json").read_bytes() == (killed / "histograms.json").read_bytes()
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("pretrain", marks=pytest.mark.long), "ynet"])
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["pretrain", "ynet"])
 def test_two_processes_have_the_losses_and_weights_of_one(scene: Path, strategy: str) -> None:
     """Without dropout, whose numbers each process draws for itself."""
     folder = scene.parent

@@ -67,9 +67,8 @@ def test_two_processes_are_one_with_the_joined_batch(
         assert torch.allclose(remembered.sort(0).values, memory.sort(0).values, atol=1e-5)  # in another order
 
 
-@pytest.mark.parametrize(
-    "pretext", [PRETEXTS[0], *(pytest.param(p, marks=pytest.mark.long) for p in PRETEXTS[1:])]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("pretext", PRETEXTS)
 def test_a_run_of_two_processes_has_the_losses_and_the_picture_of_one(scene: Path, pretext: str) -> None:
     options = [
         f"region_contrast.pretext={pretext}",

@@ -181,6 +181,7 @@ def _soon(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> No
         time.sleep(0.005)
 
 
+@pytest.mark.long
 def test_killed_in_each_phase_it_ends_as_if_it_had_not_been(config: Path) -> None:
     folder = config.parent
     whole, killed = folder / "whole", folder / "killed"
@@ -277,6 +278,7 @@ def test_mistakes(config: Path) -> None:
     assert not (config.parent / "run").exists()
 
 
+@pytest.mark.long
 def test_two_processes_share_all_phases(config: Path) -> None:
     """A slices' network without dropout, whose numbers each process draws for itself."""
     folder = config.parent

@@ -38,6 +38,7 @@ def edges(image: np.ndarray) -> np.ndarray:
     return np.hypot(*np.gradient(smooth, axis=(1, 2)))
 
 
+@pytest.mark.long
 def test_restyled_images_have_the_greys_of_the_source_and_the_edges_of_the_target(
     scene: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,7 +55,9 @@ def test_no_second_gradient():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+@pytest.mark.parametrize(
+    "layout", ["contiguous", *(pytest.param(o, marks=pytest.mark.long) for o in ("channels_last", "strided"))]
+)
 @devices
 def test_opcheck(device, layout, dtype):
     case = make_case((2, 3, 4, 5), dtype, "uint8", "shared", "full", True, layout, device)

@@ -45,6 +45,7 @@ def test_a_few_under_the_interpreter():
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 8
 
 
+@pytest.mark.long
 def test_contraction_is_seen():
     """Where z is not rounded before z - shift, as a GPU's compiler would have it, the tests of large z fail."""
     done = run("tests/ops/test_region_contrast_edges.py", "--plant-contraction", "-k", "cold or every_digit")

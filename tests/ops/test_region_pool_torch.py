@@ -94,7 +94,9 @@ def test_the_gradient_of_a_mean_keeps_no_features():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+@pytest.mark.parametrize(
+    "layout", ["contiguous", *(pytest.param(o, marks=pytest.mark.long) for o in ("channels_last", "strided"))]
+)
 @devices
 def test_opcheck(device, layout, dtype):
     features, regions = hard_case(device, dtype, layout=layout)
@@ -111,7 +113,9 @@ def test_opcheck(device, layout, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+@pytest.mark.parametrize(
+    "layout", ["contiguous", *(pytest.param(o, marks=pytest.mark.long) for o in ("channels_last", "strided"))]
+)
 @devices
 def test_soft_opcheck(device, layout, dtype):
     features, logits, grey = soft_case(device, dtype, layout=layout)

@@ -95,6 +95,7 @@ def test_a_report_that_cannot_be_written_fails_no_training(
     assert not (run / "report.html").exists()
 
 
+@pytest.mark.long
 def test_two_processes_write_one(tmp_path: Path) -> None:
     config = make_project(tmp_path)
     done = finish(start(2, command("train", config, *SHORT)))

@@ -44,6 +44,7 @@ def train_until(step: int, *arguments: object) -> Finished:
         return fastseg("train", *arguments)
 
 
+@pytest.mark.long
 def test_one_two_one_processes_are_one(tmp_path: Path) -> None:
     config, run = make_project(tmp_path), tmp_path / "run"
     assert fastseg("train", config, *SETTINGS, f"output={tmp_path}/whole").returncode == 0

@@ -61,7 +61,9 @@ def wait_for_the_moment(moment: str, run: RunFolder, process: subprocess.Popen, 
     time.sleep(rng.random() * {"checkpoint": 0.0005, "begin": 0.0005, "step": 0.1}[moment])
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(24, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kills", [pytest.param(3, marks=pytest.mark.long), pytest.param(24, marks=pytest.mark.slow)]
+)
 def test_killed_at_random_moments(tmp_path: Path, kills: int) -> None:
     config = make_project(tmp_path)
     whole, killed = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "killed")

@@ -147,7 +147,7 @@ def test_too_little_memory_says_what_to_lower(tmp_path: Path) -> None:
 
     done = subprocess.run(
         command(
-            "train", make_project(tmp_path), "network.width=64", "train.batch=64", "train.precision=fp32"
+            "train", make_project(tmp_path), "network.width=16", "train.batch=1024", "train.precision=fp32"
         ),
         capture_output=True,
         text=True,
@@ -159,5 +159,5 @@ def test_too_little_memory_says_what_to_lower(tmp_path: Path) -> None:
     last = done.stderr.splitlines()[-1]
     assert last.startswith("fastseg: out of memory in main memory (asked for ")
     assert (
-        "with train.batch 64, data.patch [8, 32, 32], network.width 64, train.precision fp32: lower" in last
+        "with train.batch 1024, data.patch [8, 32, 32], network.width 16, train.precision fp32: lower" in last
     )

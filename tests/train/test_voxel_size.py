@@ -44,6 +44,7 @@ def test_what_training_sees(trained: Path) -> None:
     assert dice > 0.5
 
 
+@pytest.mark.long
 def test_a_resumed_run_gives_the_same_numbers(trained: Path, tmp_path: Path) -> None:
     config = trained / "run.yaml"
     whole, resumed = RunFolder(trained / "run"), RunFolder(tmp_path / "resumed")
