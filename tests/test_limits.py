@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastseg.commands import limits
+from fastseg.commands import bench, limits
 from fastseg.commands.bench import Rates
 from fastseg.commands.check import _limits
 from fastseg.commands.limits import Twice, joined, limit, measure_twice
@@ -35,10 +36,11 @@ FITS = Twice(130.0)
         ),
         (900.0, 100.0, Twice(110.0), "arithmetic: batches of 4 give 110 patches/s"),
         (900.0, 100.0, Twice(None), "memory: batches of 4 do not fit"),
+        (900.0, 0.5, None, "arithmetic: a step takes 4 s"),
     ],
 )
 def test_the_limit_follows_from_what_was_measured(
-    loader: float, model: float, twice: Twice, expected: str
+    loader: float, model: float, twice: Twice | None, expected: str
 ) -> None:
     rates = Rates(loader, model, min(loader, model), 1, Count(1, 1, 0), None)
     assert limit(rates, twice, 2).startswith(expected)
@@ -97,3 +99,27 @@ def test_check_says_it(tmp_path: Path) -> None:
     done = fastseg("check", "--seconds", 0.2, make_project(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "\nwhat limits: " in done.stdout
+
+
+def test_slow_steps_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ten seconds each, on a clock of their own: the two before the stages, two of the model, two with loading."""
+    seconds = [0.0]
+    monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: seconds[0]))
+    task = METHODS["supervised"](tmp_path)
+    learn = task.loss
+
+    def slow(batch: object, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        seconds[0] += 10
+        return learn(batch, step)
+
+    load = task.batches
+
+    def batches(first: int, last: int) -> Iterator[object]:
+        for batch in load(first, last):
+            seconds[0] += 0.1
+            yield batch
+
+    task.loss, task.batches = slow, batches  # type: ignore[method-assign, assignment]
+    rates = bench.measure_pipeline(task, task.config, Ranks(), 3.0)
+    assert rates.model == pytest.approx(task.config.train.batch / 10)
+    assert 60 <= seconds[0] < 70

@@ -191,7 +191,9 @@ def segment(
     run: Annotated[str, typer.Option(metavar="RUN", help="The folder of a run.")],
     output: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="As of predict; by default IMAGE_segmented.tif, for a folder IMAGE_segmented."),
+        typer.Option(
+            help="As of predict; by default RUN/segmented/IMAGE.tif, for a folder RUN/segmented/FOLDER."
+        ),
     ] = None,
     what: Annotated[Optional[str], typer.Option(help="As of predict, as in instances.")] = None,  # noqa: UP045
     axes: Annotated[Optional[str], typer.Option(help="The axes of IMAGE, as in czyx.")] = None,  # noqa: UP045
@@ -199,9 +201,9 @@ def segment(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there.")] = False,
 ) -> None:
     """Segment one image, or a folder of them, without a configuration: what predict does with --raw and --output."""
-    from fastseg.commands.infer import beside, predict_run
+    from fastseg.commands.infer import predict_run, within_run
 
-    output = output or beside(image)
+    output = output or within_run(image, run)
     options = {"what": what, "axes": axes, "channels": channels}
     for path in predict_run(run, raw=image, output=output, overwrite=overwrite, **options):
         print(f"wrote {path}")

@@ -110,7 +110,7 @@ def test_a_network_of_two_channels_of_three(tmp_path: Path) -> None:
             "segment", tmp_path / f"{name}.ome.tif", "--run", tmp_path / "run", "--what", "probability"
         )
         assert done.returncode == 0, done.stderr
-    assert np.array_equal(*(tifffile.imread(tmp_path / f"{name}_segmented.tif") for name in "ab"))
+    assert np.array_equal(*(tifffile.imread(tmp_path / f"run/segmented/{name}.tif") for name in "ab"))
     other = fastseg(
         "segment", tmp_path / "b.ome.tif", "--run", tmp_path / "run", "--channels", "1,2", "--overwrite"
     )

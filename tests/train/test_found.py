@@ -226,15 +226,17 @@ def test_the_road_of_a_newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert done.returncode == 0, done.stderr
     assert "trained: fastseg segment images --run runs/first, or another image" in done.stdout
     for image, output in (
-        ("images/cell 0.png", "images/cell 0_segmented.tif"),
-        ("images", "images_segmented"),
+        ("images/cell 0.png", "runs/first/segmented/cell 0.tif"),
+        ("images", "runs/first/segmented/images"),
     ):
         done = fastseg("segment", image, "--run", "runs/first")
         assert done.returncode == 0, done.stderr
         assert Path(output).exists()
         again = fastseg("segment", image, "--run", "runs/first")
         assert "exists: add --overwrite to replace it" in again.stderr
-        if Path(output).is_file():
-            Path(output).unlink()  # or it would be an image of the folder
-    assert sorted(p.name for p in Path("images_segmented").iterdir()) == ["cell 0.tif", "cell 1.tif"]
-    assert tifffile.imread("images_segmented/cell 1.tif").shape == (41, 50)
+    made = Path("runs/first/segmented/images")
+    assert sorted(p.name for p in made.iterdir()) == ["cell 0.tif", "cell 1.tif"]
+    assert tifffile.imread(made / "cell 1.tif").shape == (41, 50)
+    # What training reads is as it was.
+    assert sorted(p.name for p in Path("images").iterdir()) == ["cell 0.png", "cell 1.png"]
+    assert sorted(p.name for p in Path().iterdir()) == ["fastseg.yaml", "images", "masks", "runs"]

@@ -90,7 +90,8 @@ def bench_pipeline(config: Config, seconds: float, path: str | None = None) -> l
 def measure_pipeline(task: Task, config: Config, ranks: Ranks, seconds: float) -> Rates:
     """loader: batches alone. model: steps on one batch over and over. end_to_end: both, as training does.
 
-    The network of ``task`` is trained by it.
+    The network of ``task`` is trained by it. Where a step takes so long that the stages would not end in time, there is
+    one round, of few steps.
     """
     stepper, device = endless_stepper(task, config, ranks), ranks.device
     with closing(task.batches(0, _ENDLESS)) as batches:
@@ -111,7 +112,10 @@ def measure_pipeline(task: Task, config: Config, ranks: Ranks, seconds: float) -
         # What was read ahead while the stage before ran would be counted as if it had cost nothing.
         ahead = config.data.threads + 2
         stages = ((load, ahead), (learn, 1), (both, ahead))
-        rounds = [[rate(*stage, seconds / _ROUNDS, device) for stage in stages] for _ in range(_ROUNDS)]
+        rounds: list[list[float]] = []
+        began = time.perf_counter()
+        while len(rounds) < _ROUNDS and (not rounds or time.perf_counter() - began < len(stages) * seconds):
+            rounds.append([rate(*stage, seconds / _ROUNDS, device) for stage in stages])
         graphed = None
         if stepper.graphed is not None and stepper.graphed.captured is not None:
             beside = count(lambda: stepper.step(first, 0))
@@ -131,9 +135,12 @@ def endless_stepper(task: Task, config: Config, ranks: Ranks) -> Stepper:
 
 
 def rate(run: Callable[[], None], uncounted: int, seconds: float, device: torch.device) -> float:
-    """Calls per second, after some that are not counted."""
+    """Calls per second, after some that are not counted, for as long at most."""
+    began = time.perf_counter()
     for _ in range(uncounted):
         run()
+        if time.perf_counter() - began > seconds:  # beside a call so long, what was read ahead is little
+            break
     _synchronise(device)
     count, began = 0, time.perf_counter()
     while count == 0 or time.perf_counter() - began < seconds:

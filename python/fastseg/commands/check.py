@@ -80,7 +80,8 @@ def check_run(config: Config, seconds: float, reading_seconds: float = 600.0) ->
             lines += _measured(rates, ranks)
             if not config.train.compile:  # which would compile for minutes again
                 taken = _peak(ranks)
-                twice = measure_twice(task, config, ranks, seconds)
+                is_slow = rates.model * seconds < config.train.batch
+                twice = None if is_slow else measure_twice(task, config, ranks, seconds)
                 lines += _limits(rates, twice, taken, config.train.batch)
             if rates.loader < rates.model:
                 trouble.append(
@@ -194,10 +195,10 @@ def _peak(ranks: Ranks) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
-def _limits(rates: Rates, twice: Twice, taken: int, batch: int) -> list[str]:
+def _limits(rates: Rates, twice: Twice | None, taken: int, batch: int) -> list[str]:
     """taken: bytes for batches of the size they have."""
     lines = [f"what limits: {limit(rates, twice, batch)}"]
-    if twice.peak is not None:
+    if twice is not None and twice.peak is not None:
         lines.append(
             f"memory of batches of {2 * batch}: {_mib(twice.peak)}, {_mib(max(twice.peak - taken, 0) // batch)} a patch"
         )

@@ -110,13 +110,14 @@ def predict_run(
     return [target for _, target in jobs]
 
 
-def beside(image: str) -> str:
-    """Where the segmentation of a file or folder goes where nothing is said, as ``cells_segmented.tif``."""
+def within_run(image: str, run: str) -> str:
+    """Where the segmentation of a file or folder goes where nothing is said, as ``RUN/segmented/cells.tif``: never
+    beside the image, where it would be taken for an image or a mask of the training data."""
     if is_image_folder(image):
-        folder = image.rstrip("/") if os.path.isdir(image) else os.path.dirname(image) or "images"
-        return f"{folder}_segmented"
-    file = re.sub(r"(\.(h5|hdf5?|zarr|n5|ims)):.*$", r"\1", image.rstrip("/"))
-    return re.sub(r"\.(ome\.\w+|nii\.gz|\w+)$", "", file) + "_segmented.tif"
+        folder = image if os.path.isdir(image) else os.path.dirname(image)
+        return os.path.join(run, "segmented", os.path.basename(os.path.abspath(folder)))
+    file = re.sub(r"(\.(h5|hdf5?|zarr|n5|ims)):.*$", r"\1", image)
+    return os.path.join(run, "segmented", bare_name(file) + ".tif")
 
 
 def evaluate_run(path: str) -> tuple[dict[str, Confusion], list[str]]:

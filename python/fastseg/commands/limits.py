@@ -70,10 +70,15 @@ def joined(first: Any, second: Any) -> Any:
     )
 
 
-def limit(rates: Rates, twice: Twice, batch: int) -> str:
-    """What limits, and what to change."""
+def limit(rates: Rates, twice: Twice | None, batch: int) -> str:
+    """What limits, and what to change. twice: None where steps take so long that nothing else can be it."""
     if rates.loader < rates.model:
         return "loading: data.threads, data.patches_per_block and data.cache_mib are what to raise"
+    if twice is None:
+        return (
+            f"arithmetic: a step takes {batch / rates.model:.3g} s; a narrower network, a smaller data.patch or "
+            "train.precision: bf16 is faster"
+        )
     doubled = f"batches of {2 * batch}"
     if twice.model is None:
         return f"memory: {doubled} do not fit; smaller ones or train.precision: bf16 make room"
