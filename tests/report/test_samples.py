@@ -43,13 +43,13 @@ def test_a_sample_is_what_predict_writes_there(run: Path) -> None:
     truth = open_volume(run.parent / "phantoms.h5:/somata")[:][0]
     for sample in samples:
         z = int(sample.title.split(", z ")[1].split(",")[0])
-        assert np.array_equal(sample.predicted, written[z] != 0)
-        assert np.array_equal(sample.truth, truth[z] != 0)
+        assert np.array_equal(sample.predicted[0], written[z] != 0)
+        assert np.array_equal(sample.truth[0], truth[z] != 0)
         assert sample.known is not None
         assert sample.known.all()
         assert np.array_equal(sample.image[0], open_volume(raw)[z : z + 1][0, 0])
         both = np.count_nonzero(sample.predicted & sample.truth)
-        assert sample.dice == pytest.approx(2 * both / (sample.predicted.sum() + sample.truth.sum()))
+        assert sample.dice == [pytest.approx(2 * both / (sample.predicted.sum() + sample.truth.sum()))]
 
 
 def test_places_show_both_sides_of_what_is_labelled(tmp_path: Path, run: Path) -> None:
@@ -93,7 +93,7 @@ def test_a_huge_volume_is_read_in_small_boxes(
     tracemalloc.stop()
     assert not notes
     assert len(samples) == 2
-    assert samples[0].predicted.shape == (320, 320)
+    assert samples[0].predicted.shape == (1, 320, 320)
     assert max(voxels) <= 8 * 320 * 320
     assert peak < 64 << 20
 

@@ -136,8 +136,10 @@ def evaluate_run(path: str) -> tuple[dict[str, Confusion], list[str]]:
         prediction = open_volume(f"{prediction_path(run, number)}:/segmentation")
         results[_label(number, truth)] = counts = evaluate_volume(prediction, truth)
         figure = run.file("figures", f"test_{number}.png")
-        title = f"{truth.raw.label}: Dice {counts[0].dice:.3f}"
-        draw_comparison(figure, truth, {"prediction": prediction}, title)
+        names = config.data.class_names
+        dice = [f"{name} {count.dice:.3f}" for name, count in zip(names, counts, strict=False)]
+        title = f"{truth.raw.label}: Dice {', '.join(dice) or f'{counts[0].dice:.3f}'}"
+        draw_comparison(figure, truth, {"prediction": prediction}, title, names)
         files.append(figure)
     rows = _rows(results, config)
     write_metrics(run.file("evaluation.json"), rows)

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from fastseg.data.annotations import AnnotatedVolume
 from fastseg.data.volumes import Volume
 from fastseg.metrics import Confusion
-from fastseg.report.pictures import for_display
+from fastseg.report.pictures import class_colour, for_display
 from fastseg.train.checkpoint import temporary_name, write_atomically
 
 _TRUTH_COLOUR = (0.1, 0.9, 0.3)
@@ -41,14 +41,22 @@ def metrics_table(results: Mapping[str, Confusion]) -> str:
     return "\n".join([head, *rows])
 
 
-def draw_comparison(path: str, truth: AnnotatedVolume, predictions: Mapping[str, Volume], title: str) -> None:
+def draw_comparison(
+    path: str,
+    truth: AnnotatedVolume,
+    predictions: Mapping[str, Volume],
+    title: str,
+    classes: Sequence[str] = (),
+) -> None:
     """A PNG of raw, truth and each prediction in the xy plane and, for volumes, the xz plane with most foreground.
 
-    The first class is drawn; contours over the raw data, green truth and orange predictions. The xz plane is
-    stretched to the true proportions where the voxel size is known.
+    Contours over the raw data, green truth and orange predictions; of several ``classes``, which are their names, each
+    has a colour of its own and truth the same as predictions. The xz plane is stretched to the true proportions where
+    the voxel size is known.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
     depth, height, width = truth.shape
     axes = [0] if depth < 4 else [0, 1]
@@ -65,22 +73,28 @@ def draw_comparison(path: str, truth: AnnotatedVolume, predictions: Mapping[str,
         start, stop = [0, 0, 0], list(truth.shape)
         start[axis], stop[axis] = position, position + 1
         image = for_display(truth.raw.read(start, stop).take(0, axis + 1))
-        overlays = {"raw": None, "truth": truth.read_target(start, stop)[0][0].take(0, axis)}
-        overlays |= {name: found.read(start, stop)[0].take(0, axis) for name, found in predictions.items()}
+        overlays = {"raw": None, "truth": truth.read_target(start, stop)[0].take(0, axis + 1)}
+        overlays |= {name: found.read(start, stop).take(0, axis + 1) for name, found in predictions.items()}
         aspect = 1.0 if axis == 0 else voxel[0] / voxel[2]
         plane = f"{'xy' if axis == 0 else 'xz'} at {'zy'[axis]} = {position + truth.raw.origin[axis]}"
         for panel, (name, overlay) in zip(row, overlays.items(), strict=True):
             panel.imshow(image, cmap="gray", aspect=aspect)
-            if overlay is not None and overlay.any():
-                colour = _TRUTH_COLOUR if name == "truth" else _PREDICTION_COLOUR
-                tint = np.zeros((*overlay.shape, 4))
-                tint[overlay != 0] = (*colour, 0.35)
+            alone = _TRUTH_COLOUR if name == "truth" else _PREDICTION_COLOUR
+            for number, mask in enumerate(() if overlay is None else overlay):
+                if not mask.any():
+                    continue
+                colour = _class_colour(number) if len(classes) > 1 else alone
+                tint = np.zeros((*mask.shape, 4))
+                tint[mask != 0] = (*colour, 0.35)
                 panel.imshow(tint, aspect=aspect, interpolation="nearest")
-                panel.contour(overlay, levels=[0.5], colors=[colour], linewidths=1.0)
+                panel.contour(mask, levels=[0.5], colors=[colour], linewidths=1.0)
             panel.set_title(f"{name}, {plane}", fontsize=10)
             panel.set_xticks([])
             panel.set_yticks([])
     figure.suptitle(title, fontsize=12)
+    if len(classes) > 1:
+        patches = [Patch(color=_class_colour(number), label=name) for number, name in enumerate(classes)]
+        figure.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 6), frameon=False)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     partial = temporary_name(path)
     figure.savefig(partial, format="png")
@@ -88,13 +102,19 @@ def draw_comparison(path: str, truth: AnnotatedVolume, predictions: Mapping[str,
 
 
 def _fullest_plane(truth: AnnotatedVolume, prediction: Volume, axis: int) -> int:
-    """The plane with most true foreground, or most predicted where there is no truth."""
+    """The plane with most true foreground, or most predicted where there is no truth; each class counts alike, however
+    rare it is."""
+    others = tuple(a + 1 for a in range(3) if a != axis)
     for use_truth in (True, False):
-        counts = np.zeros(truth.shape[axis], np.int64)
+        counts = np.zeros((prediction.channels, truth.shape[axis]), np.int64)
         for start, stop in prediction.blocks():
-            box = truth.read_target(start, stop)[0][0] if use_truth else prediction.read(start, stop)[0]
-            others = tuple(a for a in range(3) if a != axis)
-            counts[start[axis] : stop[axis]] += np.count_nonzero(box, axis=others)
+            box = truth.read_target(start, stop)[0] if use_truth else prediction.read(start, stop)
+            counts[:, start[axis] : stop[axis]] += np.count_nonzero(box, axis=others)
         if counts.any():
-            return int(counts.argmax())
+            return int((counts / counts.sum(1, keepdims=True).clip(1)).sum(0).argmax())
     return truth.shape[axis] // 2
+
+
+def _class_colour(number: int) -> tuple[float, float, float]:
+    red, green, blue = class_colour(number)
+    return red / 255, green / 255, blue / 255

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from fastseg.report.charts import draw_charts
-from fastseg.report.pictures import data_uri, grey_png, outline_png
+from fastseg.report.pictures import class_colour, data_uri, grey_png, outline_png
 from fastseg.report.records import Record
 from fastseg.report.samples import Sample
 from fastseg.report.style import STYLE
@@ -200,33 +200,64 @@ def _samples(record: Record, samples: dict[str, list[Sample]]) -> str:
         return ""
     size = record.value("data", "voxel_size")
     at = f" Voxels are those of data.voxel_size, {size}." if size else ""
-    numbered = enumerate((part, sample) for part, found in samples.items() for sample in found)
-    pictures = "".join(_picture(part, sample, number) for number, (part, sample) in numbered)
+    numbered = [*enumerate((part, sample) for part, found in samples.items() for sample in found)]
+    names = numbered[0][1][1].names
+    picture = _picture if len(names) == 1 else _picture_of_classes
+    pictures = "".join(picture(part, sample, number) for number, (part, sample) in numbered)
+    shown = (
+        "and with the outlines of the <b class='prediction'>prediction</b> of the chosen step and of the "
+        "<b class='truth'>labels</b>."
+    )
+    if len(names) > 1:
+        colours = ", ".join(
+            f"<b style='color: rgb{class_colour(number)}'>{escape(name)}</b>"
+            for number, name in enumerate(names)
+        )
+        shown = f"with the outlines of the labels, and with those of the prediction of the chosen step: {colours}."
     return (
-        "<h2>Samples</h2><p>As stored, and with the outlines of the <b class='prediction'>prediction</b> of the chosen "
-        "step and of the <b class='truth'>labels</b>, of the first class. Each was predicted by itself, so that its "
-        f'border may differ from what fastseg predict writes.{escape(at)}</p><div class="row">{pictures}</div>'
+        f"<h2>Samples</h2><p>As stored, {shown} Each was predicted by itself, so that its border may differ from what "
+        f'fastseg predict writes.{escape(at)}</p><div class="row">{pictures}</div>'
     )
 
 
 def _picture(part: str, sample: Sample, number: int) -> str:
-    h, w = sample.predicted.shape
+    """The image, and again with both outlines on it."""
+    overlays = [outline_png(sample.predicted, [_PREDICTION])]
+    if sample.truth is not None:
+        overlays.insert(0, outline_png(sample.truth & sample.known, [_TRUTH]))
+    return _figure(part, sample, number, [[], overlays])
+
+
+def _picture_of_classes(part: str, sample: Sample, number: int) -> str:
+    """The image, again with the labels' outlines where there are labels, and again with those of the prediction."""
+    colours = [class_colour(place) for place in range(len(sample.names))]
+    panels = [[outline_png(sample.predicted, colours)]]
+    if sample.truth is not None:
+        panels.insert(0, [outline_png(sample.truth & sample.known, colours)])
+    return _figure(part, sample, number, [[], *panels])
+
+
+def _figure(part: str, sample: Sample, number: int, panels: Sequence[Sequence[str]]) -> str:
+    """The image as often as there are panels, side by side, with what each lays over it."""
+    h, w = sample.predicted.shape[1:]
     # In units of the wider side, stretched to the true proportions of a pixel.
     width, height = w * sample.pixel[1], h * sample.pixel[0]
     width, height = width / max(width, height) * 320, height / max(width, height) * 320
     size = f'width="{width:.1f}" height="{height:.1f}" preserveAspectRatio="none"'
-    overlays = [outline_png(sample.predicted, _PREDICTION)]
-    if sample.truth is not None and sample.known is not None:
-        overlays.insert(0, outline_png(sample.truth & sample.known, _TRUTH))
-    right = f'x="{width + 8:.1f}"'
     images = f'<image id="sample{number}" href="{grey_png(sample.image)}" {size}/>'
-    images += f'<use href="#sample{number}" {right}/>'
-    images += "".join(f'<image href="{uri}" {right} {size}/>' for uri in overlays)
-    dice = "no labels here" if sample.dice is None else f"Dice here {sample.dice:.3f}"
+    for place, overlays in enumerate(panels):
+        at = f'x="{place * (width + 8):.1f}"'
+        images += f'<use href="#sample{number}" {at}/>' if place else ""
+        images += "".join(f'<image href="{uri}" {at} {size}/>' for uri in overlays)
+    dice = ", ".join(
+        f"{escape(name)} {value:.3f}" if len(sample.names) > 1 else f"{value:.3f}"
+        for name, value in zip(sample.names, sample.dice, strict=False)
+    )
     return (
-        f'<figure class="sample"><svg viewBox="0 0 {2 * width + 8:.1f} {height:.1f}" role="img" '
+        f'<figure class="sample"><svg viewBox="0 0 {len(panels) * (width + 8) - 8:.1f} {height:.1f}" role="img" '
         f'aria-label="{escape(sample.title)}">{images}</svg>'
-        f"<figcaption>{escape(part)}: {escape(sample.title)}. {dice}</figcaption></figure>"
+        f"<figcaption>{escape(part)}: {escape(sample.title)}. {f'Dice here {dice}' if dice else 'no labels here'}"
+        "</figcaption></figure>"
     )
 
 

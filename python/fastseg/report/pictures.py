@@ -5,8 +5,24 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 
 import numpy as np
+
+# Of several classes, one after the other and again from the first (Okabe and Ito: told apart by the colour-blind too).
+CLASS_COLOURS = (
+    (0, 158, 115),
+    (230, 159, 0),
+    (86, 180, 233),
+    (204, 121, 167),
+    (240, 228, 66),
+    (213, 94, 0),
+    (0, 114, 178),
+)
+
+
+def class_colour(number: int) -> tuple[int, int, int]:
+    return CLASS_COLOURS[number % len(CLASS_COLOURS)]
 
 
 def for_display(image: np.ndarray) -> np.ndarray:
@@ -21,10 +37,11 @@ def grey_png(image: np.ndarray) -> str:
     return png_uri((for_display(image) * 255).round().astype(np.uint8))
 
 
-def outline_png(mask: np.ndarray, colour: tuple[int, int, int]) -> str:
-    """The inner border of a mask (h, w), one pixel wide, in a data URI; transparent elsewhere."""
-    pixels = np.zeros((*mask.shape, 4), np.uint8)
-    pixels[outline(mask)] = (*colour, 255)
+def outline_png(masks: np.ndarray, colours: Sequence[tuple[int, int, int]]) -> str:
+    """Inner borders of masks (N, h, w), a pixel wide, each in its colour, in a data URI; transparent elsewhere."""
+    pixels = np.zeros((*masks.shape[1:], 4), np.uint8)
+    for mask, colour in zip(masks, colours, strict=True):
+        pixels[outline(mask)] = (*colour, 255)
     return png_uri(pixels)
 
 

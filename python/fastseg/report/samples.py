@@ -34,8 +34,8 @@ PARTS = {"train": "training", "validation": "validation", "target": "target"}
 
 @dataclass(frozen=True)
 class Sample:
-    """A slice: image (C, h, w) as stored; predicted (h, w) bool; truth and known (h, w) bool, what is foreground and
-    where that is known, or None without labels. pixel: (height, width) of one."""
+    """A slice: image (C, h, w) as stored; predicted (classes, h, w) bool; truth, likewise, and known (h, w) bool, where
+    that is known, or None without labels. pixel: (height, width) of one. names: of the classes."""
 
     title: str
     image: np.ndarray
@@ -43,13 +43,15 @@ class Sample:
     truth: np.ndarray | None
     known: np.ndarray | None
     pixel: tuple[float, float]
+    names: tuple[str, ...] = ("",)
 
     @property
-    def dice(self) -> float | None:
-        """Of the first class, over what is known in the picture; None where nothing is."""
+    def dice(self) -> list[float]:
+        """Of each class, over what is known in the picture; none where nothing is."""
         if self.truth is None or self.known is None or not self.known.any():
-            return None
-        return count_confusion(self.predicted, self.truth, self.known).dice
+            return []
+        both = zip(self.predicted, self.truth, strict=True)
+        return [count_confusion(predicted, truth, self.known).dice for predicted, truth in both]
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def _interest(volume: AnnotatedVolume, low: Box, high: Box) -> float:
     if volume.labels is not None:
         target, codes = volume.read_target(low, high)
         known = codes[0] == LABELLED
-        foreground = np.count_nonzero(known & (target[0] != 0))
+        foreground = np.count_nonzero(known & (target != 0).any(0))
         return float(foreground) * float(np.count_nonzero(known) - foreground)
     return float(volume.read_raw(low, high).std())
 
@@ -131,17 +133,19 @@ def _predict(
     part = volume.raw.crop(low, high)
     tiling = tiling_of(config, predict, part, device)
     classes = len(config.data.classes or [1])
-    mask = np.empty(part.shape, bool)
+    masks = np.empty((classes, *part.shape), bool)
     for start, stop, values in predict_blocks(part, predict, tiling, classes=classes, device=device):
-        found = segmented(values, config.predict.threshold, config.exclusive)[0]
-        mask[tuple(map(slice, start, stop))] = found.cpu().numpy()
+        found = segmented(values, config.predict.threshold, config.exclusive)
+        masks[(slice(None), *map(slice, start, stop))] = found.cpu().numpy()
     steps = config.predict.morphology_steps(len(config.data.patch), config.slice_axis)
-    mask = apply_steps(mask, steps) if steps else mask
+    if steps:
+        masks = np.stack([apply_steps(mask, steps) for mask in masks])
     inside = tuple(slice(a - p, b - p) for a, b, p in zip(place.low, place.high, low, strict=True))
     truth = known = None
     if volume.labels is not None:
         target, codes = volume.read_target(place.low, place.high)
-        truth, known = (target[0] != 0).take(0, place.axis), (codes[0] == LABELLED).take(0, place.axis)
+        truth = (target != 0).take(0, place.axis + 1)
+        known = (codes[0] == LABELLED).take(0, place.axis)
     raw = volume.raw
     voxel = raw.voxel_size or (1.0, 1.0, 1.0)
     plane = [a for a in range(3) if a != place.axis]
@@ -153,10 +157,11 @@ def _predict(
     return Sample(
         f"{raw.label}, {where}",
         raw.read(place.low, place.high).take(0, place.axis + 1),
-        mask[inside].take(0, place.axis) != 0,
+        masks[(slice(None), *inside)].take(0, place.axis + 1) != 0,
         truth,
         known,
         (voxel[plane[0]], voxel[plane[1]]),
+        tuple(config.data.class_names) or ("",),
     )
 
 
