@@ -10,7 +10,7 @@ import pytest
 
 from fastseg.data import touching
 from fastseg.data.instances import InstanceSource
-from fastseg.data.touching import SplitSource, split_at_necks
+from fastseg.data.touching import SplitSource, at_boundaries, at_necks, split_at_necks
 from fastseg.data.volumes import Volume, open_volume
 from fastseg.errors import InputError
 
@@ -57,7 +57,7 @@ def test_the_cut_is_at_the_neck_and_knows_the_shape_of_voxels() -> None:
 def made(tmp_path: Path, mask: np.ndarray, slab: int, smallest: int = 0) -> np.ndarray:
     np.save(tmp_path / "mask.npy", mask.astype("u1"))
     parts = InstanceSource(open_volume(str(tmp_path / "mask.npy")), smallest, slab)
-    source = SplitSource(parts, str(tmp_path / "objects"), 0.8)
+    source = SplitSource(parts, str(tmp_path / "objects"), at_necks(parts, 0.8))
     volume = Volume(source)
     found = np.concatenate([volume[z : z + 1][0] for z in range(len(mask))])
     assert np.array_equal(found, volume[:][0])
@@ -97,3 +97,30 @@ def test_one_that_is_too_large_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     ):
         made(tmp_path, balls((30, 40, 40), (15, 20, 17, 10)), 1 << 30)
     assert not (tmp_path / "objects").exists()
+
+
+def test_boundaries_take_apart_what_touches(tmp_path: Path) -> None:
+    """Two squares and a ridge between them that is steeper on one side, a crumb of interior in the ridge, and an object
+    that is all boundary."""
+    mask = np.zeros((1, 20, 40), bool)
+    mask[0, 2:18, 2:30] = mask[0, 5:8, 34:38] = True
+    edge = np.zeros(mask.shape, bool)
+    edge[0, 2:18, 14:18] = edge[0, 5:8, 34:38] = True
+    edge[0, 9, 15] = False
+    ridge = np.zeros(mask.shape, np.float32)
+    ridge[0, :, 14:18] = 0.6, 0.7, 0.8, 0.9
+    np.save(tmp_path / "mask.npy", mask.astype("u1"))
+    np.save(tmp_path / "edge.npy", edge.astype("u1"))
+    np.save(tmp_path / "ridge.npy", ridge)
+    volumes = [open_volume(str(tmp_path / f"{name}.npy")) for name in ("mask", "edge", "ridge")]
+    for slab in (1, 1 << 20):
+        for smallest, count in ((0, 4), (5, 3)):
+            parts = InstanceSource(volumes[0], smallest, slab)
+            source = SplitSource(parts, str(tmp_path / "objects"), at_boundaries(*volumes[1:], smallest))
+            found = Volume(source)[:][0]
+            source.close()
+            assert found.max() == count
+            assert np.array_equal(found > 0, mask)
+        # The crest is the last column: it, too, goes to one of both.
+        assert np.array_equal(np.unique(found[0, 2:18, 2:17]), [1])
+        assert np.array_equal(np.unique(found[0, 2:18, 18:30]), [2])

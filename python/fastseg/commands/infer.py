@@ -16,8 +16,9 @@ from fastseg.data.exports import EXPORT_SUFFIXES, export_volume, is_export, requ
 from fastseg.data.images import bare_name, image_paths
 from fastseg.data.instances import InstanceSource
 from fastseg.data.label_map import LabelMapSource
+from fastseg.data.object_parts import PARTS
 from fastseg.data.outputs import OUTPUT_SUFFIXES, is_begun
-from fastseg.data.touching import SplitSource
+from fastseg.data.touching import SplitSource, at_boundaries, at_necks
 from fastseg.data.volumes import Volume, is_image_folder, open_volume
 from fastseg.errors import InputError
 from fastseg.methods.inference import segment, trained_network
@@ -232,7 +233,7 @@ def _export(
     channels = len(classes or [1])
     merged = what in ("labels", "instances")
     require_export(path, volume, 1 if merged else channels)
-    needed = what == "probability" or channels > 1
+    needed = what == "probability" or channels > 1 or (what == "instances" and config.instances == "boundary")
     predict = config.predict.model_copy(update={"probability": needed})
     between = _written_first(path)
     segment(
@@ -246,19 +247,28 @@ def _export(
     )
     if ranks.first:
         found = open_volume(f"{between}:/{'probability' if what == 'probability' else 'segmentation'}")
+        probability = open_volume(f"{between}:/probability") if needed else None
         if merged and classes:
-            probability = open_volume(f"{between}:/probability") if channels > 1 else None
-            found = Volume(LabelMapSource(found, probability, classes))
-        if what == "instances":
-            found = Volume(InstanceSource(found, smallest))
-        if what == "instances" and predict.instances == "distance":
-            apart = SplitSource(found.source, f"{between}.objects", predict.neck)
+            # The parts of an object are one for whoever looks for objects.
+            ids = [1] * channels if what == "instances" and config.data.parts else classes
+            merged_classes = Volume(LabelMapSource(found, probability, ids))
+        else:
+            merged_classes = found
+        if what == "instances" and config.instances != "components":
+            parts = InstanceSource(merged_classes, smallest)
+            split = at_necks(parts, predict.neck)
+            if config.instances == "boundary":
+                place = [classes.index(PARTS["boundary"])]
+                split = at_boundaries(found.pick(place), probability.pick(place), smallest)
+            apart = SplitSource(parts, f"{between}.objects", split)
             try:
                 export_volume(Volume(apart), path, like=volume)
             finally:
                 apart.close()
+        elif what == "instances":
+            export_volume(Volume(InstanceSource(merged_classes, smallest)), path, like=volume)
         else:
-            export_volume(found, path, like=volume)
+            export_volume(merged_classes, path, like=volume)
         os.remove(between)
     ranks.meet()
 

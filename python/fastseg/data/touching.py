@@ -1,23 +1,28 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Objects that touch, taken apart at their necks: a seeded watershed on the distance to what is no object."""
+"""Objects that touch, taken apart by a seeded watershed: at their necks, on the distance to what is no object, or along
+boundaries that a network found."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import numpy as np
 
 from fastseg.data.instances import InstanceSource
 from fastseg.data.sources import Slices, Source
+from fastseg.data.volumes import Volume
 from fastseg.errors import InputError
 
 # Of the box around one connected part, which is taken apart in memory, some 60 bytes a voxel.
 _MOST_VOXELS = 1 << 27
 
+# Numbers from 1 for the voxels of a part, of its mask in the box around it.
+Split = Callable[[np.ndarray, tuple[slice, slice, slice]], np.ndarray]
+
 
 class SplitSource(Source):
-    """The connected ``parts``, each taken apart where a neck is narrower than ``neck`` times the smaller of the two
-    objects that it joins, and numbered anew from 1.
+    """The connected ``parts``, each taken apart by ``split`` (``at_necks`` or ``at_boundaries``), numbered anew from 1.
 
     A part is looked at as a whole and by itself, so that the numbers do not depend on any blocks. They are kept in the
     file ``path`` until ``close``, 4 bytes for each voxel. InputError where the box around a part is too large.
@@ -25,7 +30,7 @@ class SplitSource(Source):
 
     axes = "zyx"
 
-    def __init__(self, parts: InstanceSource, path: str, neck: float) -> None:
+    def __init__(self, parts: InstanceSource, path: str, split: Split) -> None:
         super().__init__()
         self.path, self.name, self.shape, self.voxel_size = path, parts.name, parts.shape, parts.voxel_size
         self.count = 0
@@ -42,9 +47,7 @@ class SplitSource(Source):
                 )
             view = self._stored[box]
             inside = view == part
-            split = split_at_necks(_padded(inside, box, self.shape), neck, self.voxel_size)
-            within = tuple(slice(s.start > 0, (s.start > 0) + s.stop - s.start) for s in box)
-            numbers = split[within][inside]
+            numbers = split(inside, box)[inside]
             view[inside] = -(numbers + self.count)
             self.count += int(numbers.max())
         self.dtype = np.dtype(np.uint16 if self.count < 1 << 16 else np.uint32)
@@ -58,6 +61,38 @@ class SplitSource(Source):
     def close(self) -> None:
         del self._stored
         os.remove(self.path)
+
+
+def at_necks(parts: InstanceSource, neck: float) -> Split:
+    """Where a neck is narrower than ``neck`` times the smaller of the two objects that it joins."""
+
+    def split(inside: np.ndarray, box: tuple[slice, slice, slice]) -> np.ndarray:
+        found = split_at_necks(_padded(inside, box, parts.shape), neck, parts.voxel_size)
+        return found[tuple(slice(s.start > 0, (s.start > 0) + s.stop - s.start) for s in box)]
+
+    return split
+
+
+def at_boundaries(boundary: Volume, probability: Volume, smallest: int = 0) -> Split:
+    """Along a class of boundaries: each connected piece that is none, of ``smallest`` voxels or more, is an object, and
+    what is left goes to the one that it is reached from over the lowest ``probability`` of a boundary. A part without
+    such a piece is one object. Both volumes have one channel and the shape of the parts."""
+
+    def split(inside: np.ndarray, box: tuple[slice, slice, slice]) -> np.ndarray:
+        from scipy import ndimage
+        from skimage.segmentation import watershed
+
+        start, stop = [s.start for s in box], [s.stop for s in box]
+        seeds, _ = ndimage.label(inside & (boundary.read(start, stop)[0] == 0))
+        few = np.bincount(seeds.ravel()) < smallest
+        seeds[few[seeds]] = 0
+        if not seeds.any():
+            return inside.astype(np.int32)
+        heights = probability.read(start, stop)[0]
+        numbers = np.unique(seeds)
+        return watershed(heights, np.searchsorted(numbers, seeds), mask=inside)
+
+    return split
 
 
 def split_at_necks(

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from fastseg.data.object_parts import PARTS
 from fastseg.data.volumes import Box
 from fastseg.train.augment_config import AugmentConfig
 from fastseg.train.data_config import DataConfig
@@ -125,6 +126,8 @@ class Config(Section):
         channels = len(self.data.classes or [1])
         if self.loss.pos_weight is not None and len(self.loss.pos_weight) != channels:
             raise ValueError(f"loss.pos_weight must have {channels} values, one per class")
+        if self.predict.instances == "boundary" and not self._has_boundaries:
+            raise ValueError("predict.instances: boundary needs data.classes: [interior, boundary]")
         if self.network.weights is not None and self.method == "patch_contrast":
             raise ValueError(
                 "network.weights is for methods that train a U-Net; patch_contrast begins at random"
@@ -145,6 +148,16 @@ class Config(Section):
     def exclusive(self) -> bool:
         """Whether there are several classes that exclude one another."""
         return self.data.exclusive and len(self.data.classes or ()) > 1
+
+    @property
+    def instances(self) -> str:
+        """``predict.instances``, with auto decided."""
+        chosen = self.predict.instances
+        return ("boundary" if self._has_boundaries else "components") if chosen == "auto" else chosen
+
+    @property
+    def _has_boundaries(self) -> bool:
+        return self.data.parts and len(self.data.classes or ()) == len(PARTS)
 
     @property
     def segments(self) -> bool:

@@ -8,10 +8,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from fastseg.data.intensity import Mode
+from fastseg.data.object_parts import PARTS
 from fastseg.data.patches import Sampling
 from fastseg.train.section import Axis, NotNegative, Positive, Section
 
 Range = tuple[Annotated[int, Field(ge=0)], Positive]
+NotNegativeInt = Annotated[int, Field(ge=0)]
 Length = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 VoxelSize = tuple[Length, Length, Length]  # micrometres, z y x
 
@@ -84,7 +86,10 @@ class DataConfig(Section):
     patch: list[Positive]
     slice_axis: Axis = "z"  # across the slices that a 2D network sees
     channels: Channels = None  # of all volumes, by number from 0 or by name; None: all that there are
-    classes: list[int] | dict[str, int] | None = None  # ids, or names of ids
+    classes: list[int | str] | dict[str, int | str] | None = (
+        None  # ids, or names of ids; interior and boundary are those of objects
+    )
+    boundary: Positive | list[NotNegativeInt] = 1  # how many voxels wide, or one width per axis of the patch
     exclusive: bool = True  # a voxel is of one class at most
     ignore_label: int | None = None
     normalize: Mode = "zscore"
@@ -107,10 +112,14 @@ class DataConfig(Section):
     @classmethod
     def _ids_or_names_of_ids(cls, value: Any) -> Any:
         names, ids = (value.keys(), value.values()) if isinstance(value, dict) else ((), value)
-        whole = isinstance(value, list | dict | None) and all(type(i) is int for i in ids or ())
-        if not whole or not all(isinstance(name, str) for name in names):
+        each = [*(ids or ())] if isinstance(value, list | dict | None) else [None]
+        of_objects = all(isinstance(i, str) and i in PARTS for i in each)
+        if not all(isinstance(name, str) for name in names) or not (
+            of_objects or all(type(i) is int for i in each)
+        ):
             raise ValueError(
-                f"must be ids, as in [1, 2], or names of ids, as in {{nucleus: 1}}, got {value!r}"
+                "must be ids, as in [1, 2], or names of ids, as in {nucleus: 1}, or parts of objects, interior and "
+                f"boundary, got {value!r}"
             )
         return value
 
@@ -126,8 +135,23 @@ class DataConfig(Section):
     @property
     def class_ids(self) -> tuple[int, ...] | None:
         """None: everything but 0 is one class."""
-        classes = self.classes
-        return (tuple(classes.values()) if isinstance(classes, dict) else tuple(classes)) if classes else None
+        ids = self.classes.values() if isinstance(self.classes, dict) else self.classes or ()
+        return tuple(PARTS[i] if isinstance(i, str) else i for i in ids) or None
+
+    @property
+    def parts(self) -> bool:
+        """Whether the classes are parts of objects."""
+        ids = self.classes.values() if isinstance(self.classes, dict) else self.classes or ()
+        return any(isinstance(i, str) for i in ids)
+
+    @property
+    def boundary_width(self) -> tuple[int, int, int]:
+        """In (z, y, x): within the slices of a 2D network."""
+        dims = len(self.patch)
+        width = [self.boundary] * dims if isinstance(self.boundary, int) else list(self.boundary)
+        if dims == 2:
+            width.insert("zyx".index(self.slice_axis), 0)
+        return width[0], width[1], width[2]
 
     @property
     def class_names(self) -> list[str]:
@@ -138,4 +162,10 @@ class DataConfig(Section):
     def _patch_axes(self) -> DataConfig:
         if len(self.patch) not in (2, 3):
             raise ValueError(f"patch must be [y, x] for a 2D or [z, y, x] for a 3D network, got {self.patch}")
+        if not isinstance(self.boundary, int) and (
+            len(self.boundary) != len(self.patch) or not any(self.boundary)
+        ):
+            raise ValueError(
+                f"boundary must be a width in voxels or one per axis of patch {self.patch}, got {self.boundary}"
+            )
         return self

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from fastseg.data.annotations import AnnotatedVolume, Annotation, LabelIndex
 from fastseg.data.augment import Augmentation, Probability
+from fastseg.data.object_parts import PartsVolume
 from fastseg.data.patches import PatchSampler, Sampling
 from fastseg.data.resampled import ratio_to, resampled, resampled_annotated
 from fastseg.data.volumes import Volume, open_volume
@@ -89,10 +90,25 @@ def open_annotated(entry: VolumeConfig, data: DataConfig) -> AnnotatedVolume:
         data.class_ids,
         data.ignore_label,
     )
-    if data.voxel_size is None:
-        return volume
-    _require_slices_as_stored(raw, data)
-    return resampled_annotated(volume, data.voxel_size)
+    if data.voxel_size is not None:
+        _require_slices_as_stored(raw, data)
+        volume = resampled_annotated(volume, data.voxel_size)
+    return _with_parts(volume, data) if data.parts and volume.labels is not None else volume
+
+
+def _with_parts(volume: AnnotatedVolume, data: DataConfig) -> AnnotatedVolume:
+    """With interior and boundaries of the objects as labels. Across annotated slices there is nothing to compare."""
+    assert volume.labels is not None
+    width = list(data.boundary_width)
+    if volume.annotation.slices is not None:
+        width[volume.annotation.axis] = 0
+    if not any(width):
+        raise InputError(
+            f"data.boundary: across the annotated slices of {volume.raw.name} nothing is known, and within them the "
+            "width is 0"
+        )
+    labels = PartsVolume(volume.labels, (width[0], width[1], width[2]), volume.mask, data.ignore_label)
+    return replace(volume, labels=labels)
 
 
 def at_voxel_size(volume: Volume, data: DataConfig) -> Volume:

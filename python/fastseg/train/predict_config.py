@@ -22,8 +22,8 @@ class PredictConfig(Section):
     morphology: list[tuple[Operation, Radius]] = Field(
         []
     )  # openings and closings of the segmentation, in order
-    instances: Literal["components", "distance"] = (
-        "components"  # distance: objects that touch are taken apart
+    instances: Literal["auto", "components", "distance", "boundary"] = (
+        "auto"  # boundary where it is a class; distance: objects that touch are taken apart at their necks
     )
     neck: Annotated[float, Field(gt=0, lt=1)] = (
         0.8  # of distance: how narrow, as a share of the smaller object

@@ -45,6 +45,8 @@ data:
   slice_axis: z             # across the slices that a 2D network sees
   channels: null            # of several the ones to see, as in [1], or by their OME names, [DAPI, actin]; null: all
   classes: null             # null: label != 0, also of numbered objects; or ids, [1, 2], or {nucleus: 1, fibre: 2}
+                            # or parts of numbered objects, [interior, boundary] or {cell: interior, edge: boundary}
+  boundary: 1               # how many voxels wide boundaries are, or a width per axis, as in [0, 1, 1]
   exclusive: true           # of several classes a voxel is one at most; false: each is decided by itself
   ignore_label: null        # a label that says nothing, as in 255
   normalize: zscore         # per volume; or range (integers to 0..1), percentile (1st and 99th to 0 and 1), none
@@ -202,7 +204,8 @@ predict:
   threshold: 0.5
   flips: none               # plane: mean over 4 mirror images, volume: over 8
   morphology: []            # as in [[open, 3], [close, 3]]: disks or balls of a radius, or one per axis
-  instances: components     # of --what instances: objects that touch are one; distance: they are cut at their necks
+  instances: auto           # of --what instances: boundary cuts along that class, where it is one; components: objects
+                            # that touch are one; distance: they are cut at their necks
   neck: 0.8                 # of distance: the widest neck that is cut, as a share of the smaller object's width
   skip_below: null          # windows all at or below this raw value are background, not predicted
   batch: auto               # windows at a time; auto: what keeps the device busy and fits it
