@@ -155,8 +155,8 @@ def test_a_missing_library_is_named(
 @pytest.mark.parametrize(
     ("name", "way"),
     [
-        ("a.czi", "bioformats2raw"),
-        ("a.ND2", "Fiji"),
+        ("a.oib", "bioformats2raw"),
+        ("a.VSI", "Fiji"),
         ("a.mrxs", "QuPath"),
         ("a.dcm", "dcm2niix"),
         ("a.nrrd", "SimpleITK"),

@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 
 from fastseg.data.cache import ChunkCache
+from fastseg.data.czi import CZI_SUFFIXES
 from fastseg.data.hdf5 import HDF5_SUFFIXES
 from fastseg.data.imaris import IMARIS_SUFFIXES
+from fastseg.data.lif import LIF_SUFFIXES
 from fastseg.data.mrc import MRC_SUFFIXES
+from fastseg.data.nd2 import ND2_SUFFIXES
 from fastseg.data.nifti import NIFTI_SUFFIXES
 from fastseg.data.sources import Slices, Source, reason
 from fastseg.data.tiff import TIFF_SUFFIXES, TiffSource
@@ -22,7 +25,15 @@ from fastseg.errors import InputError
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", *TIFF_SUFFIXES)
 
 # Files that are a volume each, and never a slice of a stack.
-STACK_SUFFIXES = (*NIFTI_SUFFIXES, *MRC_SUFFIXES, *IMARIS_SUFFIXES, *HDF5_SUFFIXES, ".npy")
+MICROSCOPE_SUFFIXES = (*CZI_SUFFIXES, *LIF_SUFFIXES, *ND2_SUFFIXES)
+STACK_SUFFIXES = (
+    *NIFTI_SUFFIXES,
+    *MRC_SUFFIXES,
+    *IMARIS_SUFFIXES,
+    *MICROSCOPE_SUFFIXES,
+    *HDF5_SUFFIXES,
+    ".npy",
+)
 
 _CACHE_BYTES = 256 << 20
 

@@ -4,7 +4,7 @@
 A source opens its file when it is read, in each process anew (open_files.py), so it pickles as its path and survives
 fork and spawn.
 Its errors are InputErrors that name the file. The formats are in hdf5.py, zarr.py, n5.py, tiff.py, images.py,
-nifti.py, mrc.py and imaris.py; .npy is here.
+nifti.py, mrc.py, imaris.py, czi.py, lif.py and nd2.py; .npy is here.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def need(library: str, path: str) -> Any:
         return importlib.import_module(library)
     except ImportError as error:
         raise InputError(
-            f"{path} needs {library}: pip install 'fastseg[formats]' (docs/volumes.md)"
+            f"{path} needs {library.partition('.')[0]}: pip install 'fastseg[formats]' (docs/volumes.md)"
         ) from error
 
 

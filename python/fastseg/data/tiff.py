@@ -24,7 +24,7 @@ from fastseg.data.codecs import stored_bytes
 from fastseg.data.sources import MICROMETRES, Slices, Source, describe_box, guess_axes, reason
 from fastseg.errors import InputError
 
-TIFF_SUFFIXES = (".tif", ".tiff", ".tf8", ".btf", ".svs")  # Aperio's slides are tiled TIFFs
+TIFF_SUFFIXES = (".tif", ".tiff", ".tf8", ".btf", ".svs", ".ndpi")  # slides
 
 _CACHE_BYTES = 256 << 20
 _MOST_PLANES = 10_000_000
@@ -68,7 +68,7 @@ class TiffSource(Source):
         self.mapped = series.dataoffset is not None
         if not self.mapped:
             self._describe_pages(series.keyframe)
-        self.voxel_size = _ome_voxel_size(file) or _imagej_voxel_size(file) or _aperio_voxel_size(file)
+        self.voxel_size = _ome_voxel_size(file) or _imagej_voxel_size(file) or _slide_voxel_size(file)
         self.channel_names = _ome_channel_names(file)
 
     def _describe_pages(self, page: Any) -> None:
@@ -78,7 +78,7 @@ class TiffSource(Source):
         # Where the page's axes are among the five that tifffile's decoder counts in.
         planar = {"S": 0 if page.planarconfig == 2 else 4, "Z": 1, "Y": 2, "X": 3}
         places = [planar.get(axis, -1) for axis in page.axes]
-        is_plain = math.prod(page.shaped) == math.prod(page.shape) and page.jpegheader is None
+        is_plain = math.prod(page.shaped) == math.prod(page.shape)
         self.places = places if is_plain and places == sorted({*places} - {-1}) else None
         if self.is_paged:
             inner = page.shape
@@ -175,7 +175,11 @@ class TiffSource(Source):
                 raise InputError(
                     f"{self.path} cannot be read: {path} does not hold segment {segment} of a page, of {size:,} bytes"
                 )
-        tables = {"jpegtables": page.jpegtables} if keyframe.compression in _JPEG else {}
+        tables = {}
+        if (
+            keyframe.compression in _JPEG
+        ):  # of NDPI the pieces between restart markers of one JPEG are what tiles are
+            tables = {"jpegtables": page.jpegtables, "jpegheader": keyframe.jpegheader}
         data, _, shape = keyframe.decode(content, segment, **tables)
         return np.broadcast_to(np.asarray(keyframe.nodata, keyframe.dtype), shape) if data is None else data
 
@@ -224,8 +228,16 @@ def _imagej_voxel_size(file: Any) -> tuple[float, float, float] | None:
     return (float(metadata["spacing"]) * factor, y, x)
 
 
-def _aperio_voxel_size(file: Any) -> tuple[float, float, float] | None:
-    """Of a slide, whose description states micrometres per pixel; one slice is as thick as a pixel is wide."""
+def _slide_voxel_size(file: Any) -> tuple[float, float, float] | None:
+    """Of a slide, whose description states micrometres per pixel, or its tags pixels per centimetre; one slice is as
+    thick as a pixel is wide."""
+    if file.is_ndpi:
+        tags = file.pages[0].tags
+        ratios = [tags.valueof(f"{axis}Resolution", (0, 0)) for axis in "YX"]
+        if tags.valueof("ResolutionUnit") != 3 or min(min(ratio) for ratio in ratios) <= 0:
+            return None
+        y, x = (1e4 * unit / pixels for pixels, unit in ratios)
+        return (max(y, x), y, x)
     found = re.search(r"\|\s*MPP\s*=\s*([\d.]+)", file.pages[0].description) if file.is_svs else None
     size = float(found[1]) if found else 0.0
     return (size, size, size) if size > 0 else None

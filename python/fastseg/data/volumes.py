@@ -11,11 +11,14 @@ import numpy as np
 
 from fastseg.data.cache import ChunkCache
 from fastseg.data.chunks import offers_chunks, read_chunked
+from fastseg.data.czi import CZI_SUFFIXES, CziSource
 from fastseg.data.hdf5 import HDF5_SUFFIXES, Hdf5Source
-from fastseg.data.images import IMAGE_SUFFIXES, FolderSource
+from fastseg.data.images import IMAGE_SUFFIXES, MICROSCOPE_SUFFIXES, FolderSource
 from fastseg.data.imaris import IMARIS_SUFFIXES, ImarisSource
+from fastseg.data.lif import LIF_SUFFIXES, LifSource
 from fastseg.data.mrc import MRC_SUFFIXES, MrcSource
 from fastseg.data.n5 import N5_SUFFIXES, N5Source, is_n5
+from fastseg.data.nd2 import Nd2Source
 from fastseg.data.nifti import NIFTI_SUFFIXES, NiftiSource
 from fastseg.data.sources import NpySource, Source
 from fastseg.data.tiff import TIFF_SUFFIXES, TiffSource
@@ -28,8 +31,8 @@ _MOST_DECODED = 8 << 30  # HDF5 knows chunks of up to 4 GiB, Blosc of 2
 
 # What the field's programs write and others read better: the way over.
 _CONVERTED = {
-    ".czi .lif .nd2 .oib .oif .vsi .lsm .dv": "bioformats2raw, or save as TIFF in Fiji",
-    ".ndpi .mrxs .scn": "bioformats2raw or vips dzsave, or crop regions to TIFF in QuPath",
+    ".oib .oif .vsi .lsm .dv": "bioformats2raw, or save as TIFF in Fiji",
+    ".mrxs .scn": "bioformats2raw or vips dzsave, or crop regions to TIFF in QuPath",
     ".dcm": "dcm2niix, to NIfTI",
     ".mha .mhd .nrrd": "SimpleITK, to NIfTI",
 }
@@ -255,6 +258,9 @@ def open_volume(
     elif lower.endswith(IMARIS_SUFFIXES) and dataset is None:
         source = ImarisSource(file, level or 0)
         level = None
+    elif lower.endswith(MICROSCOPE_SUFFIXES):
+        kinds = {CZI_SUFFIXES: CziSource, LIF_SUFFIXES: LifSource}
+        source = next((k for s, k in kinds.items() if lower.endswith(s)), Nd2Source)(file, dataset)
     elif lower.endswith(NIFTI_SUFFIXES):
         source = NiftiSource(file)
     elif lower.endswith(MRC_SUFFIXES):
@@ -275,7 +281,14 @@ def open_volume(
                 )
         array_suffixes = (*HDF5_SUFFIXES, *ZARR_SUFFIXES, *N5_SUFFIXES, ".npy")
         known = ", ".join(
-            (*array_suffixes, *NIFTI_SUFFIXES, *MRC_SUFFIXES, *IMARIS_SUFFIXES, *IMAGE_SUFFIXES)
+            (
+                *array_suffixes,
+                *NIFTI_SUFFIXES,
+                *MRC_SUFFIXES,
+                *IMARIS_SUFFIXES,
+                *MICROSCOPE_SUFFIXES,
+                *IMAGE_SUFFIXES,
+            )
         )
         raise InputError(f"{file} has no known suffix; known are {known}, a pattern or a folder of images")
     if level is not None:
@@ -287,7 +300,7 @@ def _split(path: str) -> tuple[str, str | None]:
     """``brain.h5:/raw`` as file and dataset; a colon elsewhere is part of the name."""
     file, colon, dataset = path.rpartition(":")
     if colon and file.lower().rstrip("/").endswith(
-        (*HDF5_SUFFIXES, *IMARIS_SUFFIXES, *ZARR_SUFFIXES, *N5_SUFFIXES)
+        (*HDF5_SUFFIXES, *IMARIS_SUFFIXES, *MICROSCOPE_SUFFIXES, *ZARR_SUFFIXES, *N5_SUFFIXES)
     ):
         return file, dataset or None
     return path, None
