@@ -319,11 +319,15 @@ def annotate_import(
         Optional[int],  # noqa: UP045
         typer.Option(metavar="ID", help="The id of what was not looked at: it becomes mask 0."),
     ] = None,
+    rois: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="FILE", help="ROIs of the stack from ImageJ's ROI manager, as in RoiSet.zip."),
+    ] = None,
 ) -> None:
     """Gather the labels in the folder of a plan into annotations.h5: labels and mask, as training reads them."""
     from fastseg.commands.annotate import import_labels
 
-    for line in import_labels(folder, unlabelled):
+    for line in import_labels(folder, unlabelled, rois):
         print(line)
 
 

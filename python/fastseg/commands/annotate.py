@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from fastseg.commands.infer import parse_region
-from fastseg.data.annotation_import import import_annotations
+from fastseg.data.annotation_import import add_rois, import_annotations
 from fastseg.data.annotation_plan import (
     Plan,
     PlannedSlice,
@@ -89,12 +89,14 @@ def plan_slices(
     ]
 
 
-def import_labels(folder: str, unlabelled: int | None = None) -> list[str]:
-    """Gather the labels of a plan into one file. Returns lines to print."""
+def import_labels(folder: str, unlabelled: int | None = None, rois: str | None = None) -> list[str]:
+    """Gather the labels of a plan into one file, with ``rois``, a file of ImageJ. Returns lines to print."""
+    added = add_rois(rois, folder) if rois is not None else []
     found = import_annotations(folder, unlabelled)
     plan, voxels = found.plan, found.labelled_voxels
     foreground = 100 * found.foreground_voxels / max(voxels, 1)
-    lines = [
+    lines = [f"wrote {path}" for path in added]
+    lines += [
         f"{len(found.slices)} slices, {voxels:,} voxels annotated, {foreground:.3g} % of them foreground",
         f"wrote {found.path}",
     ]

@@ -12,6 +12,7 @@ import numpy as np
 
 from fastseg.data.annotation_plan import Plan, label_files, load_plan
 from fastseg.data.annotations import LABELLED
+from fastseg.data.imagej_rois import ROI_SUFFIXES, draw_rois, split_rois
 from fastseg.data.outputs import ArraySpec, Block, open_output
 from fastseg.data.volumes import Volume, open_volume
 from fastseg.errors import InputError
@@ -39,7 +40,8 @@ def import_annotations(folder: str, unlabelled: int | None = None) -> Imported:
 
     ``labels``, of the smallest unsigned dtype that holds the ids, and ``mask``, uint8: 1 on the annotated slices, 0
     elsewhere and where the id is ``unlabelled``, whose labels are 0. Both have the shape (z, y, x) of the volume's
-    file. Files of labels are grey images of the slice's height and width, of integers from 0 on; 0 is background.
+    file. Files of labels are grey images of the slice's height and width, of integers from 0 on; 0 is background; or
+    ImageJ's ROIs (imagej_rois.py).
     Slices that were not planned are taken as well. Those without labels cost nothing: their chunks are not stored.
     Memory: labels and mask of one slice of the file.
     InputError for a file that does not fit, with what is wrong.
@@ -47,6 +49,21 @@ def import_annotations(folder: str, unlabelled: int | None = None) -> Imported:
     plan = load_plan(folder)
     return write_annotations(
         plan, _files_by_slice(plan, folder), os.path.join(folder, ANNOTATIONS), unlabelled
+    )
+
+
+def add_rois(path: str, folder: str) -> list[str]:
+    """Write the ROIs of a stack into the folder of a plan, a file for each slice that has any; returns their paths.
+    InputError where they are not of whole slices across z, or a file is there already."""
+    plan = load_plan(folder)
+    (top, bottom), (left, right) = plan.plane
+    if plan.axis != "z" or (top, left) != (0, 0) or (bottom, right) != plan.shape[1:]:
+        raise InputError(
+            f"{path} holds ROIs of whole slices across z: plan {folder} without --axis and --region"
+        )
+    low, high = plan.region[0]
+    return split_rois(
+        path, range(low, high), lambda index: os.path.join(folder, f"{plan.name(index)}_labels.zip")
     )
 
 
@@ -123,9 +140,12 @@ def _blocks(plan: Plan, annotated: list[int]) -> list[Block]:
 
 def _read_labels(path: str, plan: Plan, unlabelled: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Ids (rows, columns), 0 where they are ``unlabelled``, and where they are not."""
-    volume = open_volume(path, ids=True)
-    _require_grey_picture(path, volume, plan.picture)
-    ids = volume.read((0, 0, 0), volume.shape)[0, 0]
+    if path.lower().endswith(ROI_SUFFIXES):
+        ids = draw_rois(path, plan.picture)
+    else:
+        volume = open_volume(path, ids=True)
+        _require_grey_picture(path, volume, plan.picture)
+        ids = volume.read((0, 0, 0), volume.shape)[0, 0]
     known = np.ones(ids.shape, bool) if unlabelled is None else ids != unlabelled
     ids = np.where(known, ids, 0)
     if ids.min() < 0:

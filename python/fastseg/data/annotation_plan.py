@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from fastseg.data.imagej_rois import ROI_SUFFIXES
 from fastseg.data.images import IMAGE_SUFFIXES
 from fastseg.data.outputs_journal import write_durably
 from fastseg.data.sources import reason
@@ -24,7 +25,7 @@ from fastseg.data.volumes import Volume, open_volume
 from fastseg.errors import InputError
 
 PLAN = "plan.json"
-LABEL_SUFFIXES = (".tif", ".tiff", ".png")
+LABEL_SUFFIXES = (".tif", ".tiff", ".png", *ROI_SUFFIXES)
 
 # What OME-TIFF can hold. Of the others the TIFF states the size of a pixel alone.
 _OME_DTYPES = ("int8", "int16", "int32", "uint8", "uint16", "uint32", "float32", "float64")
