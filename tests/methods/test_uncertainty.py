@@ -68,6 +68,20 @@ def test_several_classes_count_by_their_mean(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.windows, np.full((2, 2, 2), 0.5, "f4"))
 
 
+def test_exclusive_classes_share_one_entropy_with_the_background(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).random((2, 16, 24)).astype(np.float32) / 2
+
+    def network(raw: Tensor) -> Tensor:
+        return torch.cat([raw, raw / 2], 1)
+
+    found = measure_uncertainty(
+        volume_of(array, tmp_path), network, Tiling((2, 16, 16)), 0, 8, classes=2, exclusive=True
+    )
+    shares = np.stack([array, array / 2, 1 - 1.5 * array]).astype(np.float64)
+    entropy = -(shares * np.log2(shares)).sum(0).reshape(2, 2, 8, 3, 8).mean((2, 4))
+    np.testing.assert_allclose(found.windows, entropy, rtol=1e-4)
+
+
 def test_score_is_the_mean_of_the_least_certain_tenth() -> None:
     """One large doubtful object of 2 among 20 windows outranks a thin doubt in all of them."""
     windows = np.zeros((3, 4, 5), "f4")

@@ -148,6 +148,7 @@ def _uncertainty(path: str, volume: Volume, axis: int, window: int) -> SliceUnce
             axis,
             window,
             classes=len(config.data.classes or [1]),
+            exclusive=config.exclusive,
             device=device,
             progress=show_progress,
         )

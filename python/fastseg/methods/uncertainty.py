@@ -55,15 +55,17 @@ def measure_uncertainty(
     window: int = 32,
     *,
     classes: int = 1,
+    exclusive: bool = False,
     device: torch.device | str = "cpu",
     progress: Callable[[str, float], None] | None = None,
 ) -> SliceUncertainty:
-    """Predict a volume block by block and take the mean binary entropy of windows in its slices across ``axis``.
+    """Predict a volume block by block and take the mean entropy of windows in its slices across ``axis``.
 
     Windows of ``window`` x ``window`` voxels (cut to the slice where it is smaller) lie side by side from the slice's
     first corner. Along each axis of the plane, a last window that reaches beyond the end counts with what lies inside
     if that is half of its side at least, and otherwise not at all.
-    With several classes it is the mean over them. Memory: that of ``predict_blocks``, a padded copy of a block, and
+    It is the binary entropy, with several classes the mean over them; of ``exclusive`` ones and the background that is
+    left the categorical, up to log2(classes + 1). Memory: that of ``predict_blocks``, a padded copy of a block, and
     4 bytes a window. InputError if the network gives NaN.
     progress: called with the volume's name and the share that is done.
     """
@@ -75,7 +77,11 @@ def measure_uncertainty(
     blocks = len(Grid(volume.shape, tiling, CHUNK).blocks())
     predicted = predict_blocks(volume, predict, tiling, classes=classes, device=device)
     for number, (start, stop, probability) in enumerate(predicted, 1):
-        place, sums = _window_sums(probability, start, stop, axis, (side[0], side[1]))
+        if exclusive:
+            background = (1 - probability.sum(0, keepdim=True)).clamp(min=0)
+            probability = torch.cat([probability, background])
+        mode = "categorical" if exclusive else "binary"
+        place, sums = _window_sums(probability, start, stop, axis, (side[0], side[1]), mode)
         total[place] += sums
         if progress:
             progress(volume.name, number / blocks)
@@ -91,7 +97,7 @@ def measure_uncertainty(
 
 
 def _window_sums(
-    probability: Tensor, start: Box, stop: Box, axis: int, side: tuple[int, int]
+    probability: Tensor, start: Box, stop: Box, axis: int, side: tuple[int, int], mode: str
 ) -> tuple[tuple[slice, ...], np.ndarray]:
     """The windows (slices, rows, columns) that a block touches, and the sums of entropy of what it holds of each."""
     rows, columns = ((a, b) for place, (a, b) in enumerate(zip(start, stop, strict=True)) if place != axis)
@@ -99,7 +105,7 @@ def _window_sums(
     margins = [(a % s, -b % s) for (a, b), s in zip((rows, columns), side, strict=True)]
     slices_first = probability.movedim(axis + 1, 1)
     grown = pad(slices_first, (*margins[1], *margins[0]))
-    entropy = patch_entropy(grown[None], (1, *side), (1, *side)).entropy[0]
+    entropy = patch_entropy(grown[None], (1, *side), (1, *side), mode=mode).entropy[0]
     sums = entropy.mean(dim=0) * (side[0] * side[1])
     touched = [slice(a // s, -(-b // s)) for (a, b), s in zip((rows, columns), side, strict=True)]
     return (slice(start[axis], stop[axis]), *touched), sums.cpu().numpy()
