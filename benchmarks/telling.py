@@ -29,6 +29,14 @@ ROWS = {  # title: op, cases
     ),
     "region_contrast f32 D 128: N 8192": ("region_contrast", ["8192 x 128 float32"]),
     "region_contrast bf16 D 128: N 65536": ("region_contrast", ["65536 x 128 bfloat16"]),
+    "region_contrast with a bank: 4096 x 65536 bf16; 64 images of 256 bf16; raw patches f32": (
+        "region_contrast_bank",
+        [
+            "4096 x 65536 x 128 bfloat16 bank",
+            "16384 x 16384 x 256 bfloat16 groups",
+            "64 x 1024 x 7500 float32 neg_mse",
+        ],
+    ),
     "masked_bce 2.2e9 voxels bf16": ("masked_bce", ["3D, 2.2e9 voxels bfloat16 codes"]),
 }
 CASES = [(op, case) for op, cases in ROWS.values() for case in cases]

@@ -12,8 +12,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import bench_pipeline
+import bench_region_contrast_bank
 import measure
-from harness import Case, Op, run_case
+from harness import Case, Op, run_case, select
 from measure import FASTEST_CLOCK, HEAD_START, WARM_UP, time_in_turns
 from run import OPS
 from table import append_rows, device_file, latest, read_rows, render
@@ -137,11 +138,26 @@ def test_csv_and_table(tmp_path):
 def test_every_op_has_the_shapes_of_real_volumes_and_one_beyond_2_31(op):
     names = [str(case) for case in op.cases]
     assert len(set(names)) == len(names)
-    if all(len(case.shape) == 2 for case in op.cases):
+    if op.flops(op.cases[0])[0]:
         pytest.skip("takes rows, not volumes")
     assert {(8, 3, 512, 512), (2, 32, 64, 64, 64), (2, 1, 128, 128, 128)} <= {case.shape for case in op.cases}
     for case in op.cases:
         assert case.huge == (torch.Size(case.shape).numel() > 2**31)
+
+
+@pytest.mark.parametrize(
+    ("variant", "shape", "dtype"),
+    [
+        ("bank", (128, 1300, 32), torch.float32),
+        ("groups", (512, 512, 32), torch.bfloat16),
+        ("neg_mse", (10, 90, 750), torch.float32),
+    ],
+)
+def test_every_contestant_of_a_bank_has_the_loss_and_the_gradient(variant, shape, dtype):
+    op = select(bench_region_contrast_bank.OP, ["fused", "eager", "tiles"])
+    rows, complaints = run_case(op, bench_region_contrast_bank.case(*shape, dtype, variant), OPTIONS)
+    assert not complaints
+    assert {row["contestant"] for row in rows} == {"fused", "eager", "tiles"}
 
 
 def test_the_table_of_networks_has_a_row_for_each_and_each_is_a_configuration(tmp_path, monkeypatch, capsys):
