@@ -67,9 +67,9 @@ void check_arguments(const Tensor& anchors, const OptionalTensor& bank, const Te
 }
 
 // Whether the products are left for the backward pass, which spares it a third of the multiplications: where
-// all pairs are one tile.
+// they take no more than a tile.
 bool keeps_products(int64_t rows, int64_t candidates) {
-  return rows <= kContrastBlock && candidates <= kContrastBlock;
+  return rows * candidates <= kContrastBlock * kContrastBlock;
 }
 
 // The products of two blocks of rows, in `values`: those in `kept`, if given, or new ones, which are left

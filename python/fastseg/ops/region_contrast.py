@@ -96,7 +96,7 @@ def region_contrast(
 
     Cost:
         2 M N D multiplications and additions forward and 6 backward (8 on a GPU); without a bank 1 and 3 (2
-        and 4 on a GPU); up to 256 x 256 pairs the CPU keeps the products and saves one of the backward pass. Memory: a
+        and 4 on a GPU); up to 65,536 pairs the CPU keeps the products and saves one of the backward pass. Memory: a
         tile per thread and O(M + N); a float32 copy of 16-bit input on the CPU, a
         sorted copy of the rows on a GPU beyond 4096 x 4096 pairs.
 

@@ -12,7 +12,7 @@ from fastseg.ops.region_contrast_checks import REDUCTIONS, check_tensors
 
 _NONE = REDUCTIONS["none"]
 _STATS = 6
-_BLOCK = 256  # kContrastBlock
+_MOST_KEPT = 256 * 256  # pairs, kContrastBlock squared
 
 
 def _real(anchors: Tensor) -> torch.dtype:
@@ -29,7 +29,7 @@ def _(anchors, bank, anchor_ids, bank_ids, anchor_groups, bank_groups, temperatu
         kept = kept_floats(rows, None if bank is None else bank.shape[0], anchors.shape[1], anchors.dtype)
     else:  # products
         candidates = rows if bank is None else bank.shape[0]
-        kept = rows * candidates if rows <= _BLOCK and candidates <= _BLOCK else 0
+        kept = rows * candidates if rows * candidates <= _MOST_KEPT else 0
     return loss, loss.new_empty((_STATS, rows)), loss.new_empty(()), loss.new_empty((kept,))
 
 
