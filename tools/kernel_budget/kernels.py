@@ -68,6 +68,18 @@ KERNELS = [
          threads=256, elements=32, does=loads(*[16] * 4), read=2, written=0),
     cuda("patch_entropy backward f16", "patch_entropy_backward.cu", "void fastseg::gradient_kernel<__half, false, 8>",
          threads=256, elements=8, does=loads(16, *[4] * 16), read=2, written=2, instructions=80),
+    cuda("patch_entropy backward f32", "patch_entropy_backward.cu", "void fastseg::gradient_kernel<float, false, 4>",
+         threads=256, elements=4, does=loads(16, *[4] * 8), read=4, written=4, instructions=130),
+    cuda("patch_entropy backward logits f32", "patch_entropy_backward.cu",
+         "void fastseg::gradient_kernel<float, true, 4>", threads=256, elements=4, does=loads(16, *[4] * 8), read=4,
+         written=4, instructions=100),
+    # Four channels of a voxel, whose logarithms take 13 FMAs each.
+    cuda("patch_entropy categorical f32", "patch_entropy_categorical.cu",
+         "void fastseg::categorical_cells_kernel<float, false>", threads=128, elements=4,
+         does=loads(*[4] * 4) | {"I2FP": 4, "LDS": 4}, read=4, written=0, instructions=37),
+    # A line of two cells of a window; every cell is read by 8 windows, from a cache by 7 of them.
+    cuda("patch_entropy windows f32", "patch_entropy_few_cells.cu", "void fastseg::windows_kernel<float>", threads=256,
+         elements=2, does=loads(4, 4), read=0.5, written=0.5, instructions=34),
     # 16 parts from logits and 32 channels; an element is a value of either, a lane has 8 voxels of 6 rows.
     cuda("soft_region_pool forward f32", _SOFT, "void fastseg::product_kernel<4, false>", threads=128, elements=48,
          does=loads(*[16] * 12) | {"HMMA": 48, "MUFU": 24}, read=4, written=0, instructions=36, target=0.70,
