@@ -38,10 +38,10 @@ def errors(values, truths):
 
 @pytest.mark.parametrize("dtype", ALLOWED)
 @pytest.mark.parametrize(
-    "device",
+    "where",
     ["cpu", pytest.param("emulated", marks=pytest.mark.skipif(missing() is not None, reason=str(missing())))],
 )
-def test_digits(request, device, dtype):
+def test_digits(request, where, dtype):
     of_mean, of_variance, of_soft, of_gradient = ALLOWED[dtype]
     features, regions = make_case((1, 8, 20, 512), dtype, 9, "random", torch.int64, "contiguous")
     maps = make_soft_case((1, 8, 20, 512), dtype, 5, dtype, False, "contiguous")[:2]
@@ -58,7 +58,7 @@ def test_digits(request, device, dtype):
         (soft, maps, of_soft),
     ):
         impl = "fused"
-        libraries = request.getfixturevalue("libraries") if device == "emulated" else None
+        libraries = request.getfixturevalue("libraries") if where == "emulated" else None
         with EmulatedOps(libraries, 0) if libraries else contextlib.nullcontext():
             ours = step(pool, *inputs)
         impl = "reference"
