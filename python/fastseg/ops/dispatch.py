@@ -30,6 +30,8 @@ def build_info() -> dict[str, Any]:
 
 def use_fused(op: str, impl: str, device: torch.device) -> bool:
     """Whether `impl` means the fused kernel of `op` on this device; "auto" warns once where there is none."""
+    if impl == "auto" and device.type in _KERNELS[op]:
+        return True
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
     if impl == "reference":

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.compiler import is_compiling
 
 from fastseg import _C
 
@@ -41,6 +42,7 @@ def open_doors(
     torch.library does: at the eager door C++ raises what it would. `eager` stands in for the function of _C.
     """
     library = getattr(torch.ops.fastseg, name).default
+    choose_door = _C.choose_door
     eager = eager or getattr(_C, name)
     if backward is not None:
         torch.library.register_autograd(f"fastseg::{name}", backward, setup_context=save)
@@ -52,16 +54,18 @@ def open_doors(
         return output
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(backward or _no_gradient)}
-    with_gradient: Any = type(name, (torch.autograd.Function,), methods)
+    function: Any = type(name, (torch.autograd.Function,), methods)
+    # torch's own, without the steps in Python that Function.apply takes for functorch, which never comes in here
+    with_gradient = super(torch.autograd.Function, function).apply
 
     def op(*inputs):
-        if not torch.compiler.is_compiling() and _eager_is_open:
-            door = _C.choose_door(*inputs)
+        if not is_compiling() and _eager_is_open:
+            door = choose_door(*inputs)
             try:
                 if door == _EAGER:
                     return eager(*inputs)
                 if door == _EAGER_WITH_GRADIENT:
-                    return with_gradient.apply(*inputs)
+                    return with_gradient(*inputs)
             except _C.Unreadable:
                 pass  # such as a sparse or a meta tensor: torch.library has a kernel for it, or says that it has none
         if check is not None:

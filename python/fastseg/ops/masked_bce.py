@@ -15,6 +15,7 @@ from fastseg.ops.reference.masked_bce import masked_bce_map_reference, masked_bc
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _BYTES = (torch.uint8, torch.bool)
+_OR_NONE = (Tensor, type(None))
 NORMALIZE = {name: int(value) for name, value in _C.BceNormalize.__members__.items()}
 _NORMALIZE = tuple(name for name in NORMALIZE if name != "sum")  # which is a reduction here
 
@@ -145,7 +146,8 @@ def _reduced(logits, target, mask, weight, pos_weight, pseudo_weight, normalize,
     if not use_fused("masked_bce", impl, logits.device):
         check_tensors(logits, target, mask, weight, pos_weight)
         return masked_bce_reference(logits, target, mask, weight, pos_weight, pseudo_weight, mode)
-    check_no_grad(impl, target=target, weight=weight, pos_weight=pos_weight)
+    if target.requires_grad or weight is not None or pos_weight is not None:
+        check_no_grad(impl, target=target, weight=weight, pos_weight=pos_weight)
     return masked_bce(logits, target, mask, weight, pos_weight, pseudo_weight, NORMALIZE[mode])
 
 
@@ -169,6 +171,9 @@ def check_no_grad(impl: str, **tensors: Tensor | None) -> None:
 def check_types(
     logits: Tensor, target: Tensor, mask: Tensor | None, weight: Tensor | None, pos_weight: Tensor | None
 ) -> None:
+    required = isinstance(logits, Tensor) and isinstance(target, Tensor)
+    if required and isinstance(mask, _OR_NONE) and weight is None and pos_weight is None:
+        return  # as most calls are
     given = {"logits": logits, "target": target, "mask": mask, "weight": weight, "pos_weight": pos_weight}
     for name, tensor in given.items():
         if not isinstance(tensor, Tensor) and (tensor is not None or name in ("logits", "target")):
