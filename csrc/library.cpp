@@ -145,10 +145,11 @@ STABLE_TORCH_LIBRARY(fastseg, library) {
 
   library.def(
       "patch_entropy(Tensor values, Tensor? mask, int[] patch_size, int[] stride, bool categorical, "
-      "bool from_logits, int min_count) -> Tensor");
+      "bool from_logits, int min_count) -> (Tensor entropy, Tensor confidence, Tensor counts)");
   library.def(
-      "patch_entropy_backward(Tensor grad, Tensor values, Tensor? mask, Tensor? means, int[] patch_size, "
-      "int[] stride, bool categorical, bool from_logits, int min_count) -> Tensor");
+      "patch_entropy_backward(Tensor? grad_entropy, Tensor? grad_confidence, Tensor values, Tensor? mask, "
+      "Tensor? counts, int[] patch_size, int[] stride, bool categorical, bool from_logits, int min_count) -> "
+      "Tensor");
   library.def("patch_entropy_crops(Tensor volume, Tensor corners, int[] patch_size) -> Tensor");
   library.def("patch_entropy_crops_backward(Tensor grad, Tensor corners, int[] spatial) -> Tensor");
   // strategy is a SampleStrategy.

@@ -36,11 +36,12 @@ Three soft_region_pool_backward(const Tensor& features, const OptionalTensor& gr
                                 const Tensor& shift, const Tensor& offset, bool of_features, bool of_grey,
                                 bool of_assignment);
 
-Tensor patch_entropy(const Tensor& values, const OptionalTensor& mask, const Shape& patch_size,
-                     const Shape& stride, bool categorical, bool from_logits, int64_t min_count);
-Tensor patch_entropy_backward(const Tensor& grad, const Tensor& values, const OptionalTensor& mask,
-                              const OptionalTensor& means, const Shape& patch_size, const Shape& stride,
-                              bool categorical, bool from_logits, int64_t min_count);
+Three patch_entropy(const Tensor& values, const OptionalTensor& mask, const Shape& patch_size,
+                    const Shape& stride, bool categorical, bool from_logits, int64_t min_count);
+Tensor patch_entropy_backward(const OptionalTensor& grad_entropy, const OptionalTensor& grad_confidence,
+                              const Tensor& values, const OptionalTensor& mask, const OptionalTensor& counts,
+                              const Shape& patch_size, const Shape& stride, bool categorical,
+                              bool from_logits, int64_t min_count);
 Tensor patch_entropy_crops(const Tensor& volume, const Tensor& corners, const Shape& patch_size);
 Tensor patch_entropy_crops_backward(const Tensor& grad, const Tensor& corners, const Shape& spatial);
 // index, corners, parity, count

@@ -105,55 +105,88 @@ std::vector<std::vector<BoxPass>> passes_to_cells(const PatchEntropyInputs& inpu
   return steps;
 }
 
-Shape result_shape(const Prepared& prepared) {
-  Shape shape = {prepared.inputs.planes()};
+// Entropy and counts have a channel for all classes of a categorical map.
+Shape map_shape(const Prepared& prepared, bool of_entropy) {
+  const PatchEntropyInputs& inputs = prepared.inputs;
+  Shape shape = {inputs.batch, of_entropy && inputs.categorical ? 1 : inputs.channels};
   for (int64_t axis = 5 - prepared.values.dim(); axis < 3; ++axis) {
-    shape.push_back(prepared.inputs.axis[axis].windows);
+    shape.push_back(inputs.axis[axis].windows);
   }
   return shape;
 }
 
 int64_t grain_of(int64_t work_per_unit) { return std::max<int64_t>(1, kGrain / (work_per_unit + 1)); }
 
-void run_pass(const Place& place, const BoxPass& pass, bool is_double, const Tensor& source,
-              const Tensor& target) {
+void run_pass(const Place& place, const BoxPass& pass, bool is_double, const void* source, void* target) {
 #if defined(FASTSEG_WITH_CUDA)
   if (place.is_cuda()) {
-    place.launch("patch_entropy", [&](cudaStream_t stream) {
-      return box_sum_cuda(pass, is_double, source.data_ptr(), target.data_ptr(), stream);
-    });
+    place.launch("patch_entropy",
+                 [&](cudaStream_t stream) { return box_sum_cuda(pass, is_double, source, target, stream); });
     return;
   }
 #endif
   const int64_t work = std::min<int64_t>(pass.inner, 128) * 2 * pass.many;
   place.for_ranges(box_sum_units_cpu(pass), grain_of(work), [&](int64_t begin, int64_t end) {
-    box_sum_cpu(pass, is_double, begin, end, source.data_ptr(), target.data_ptr());
+    box_sum_cpu(pass, is_double, begin, end, source, target);
   });
 }
 
 int64_t target_size(const BoxPass& pass) { return pass.outer * pass.target_length * pass.inner; }
 
+// The kernels' planes of windows, one array, and the tensors they are for the caller: of entropy, confidence
+// and counts, which lie there in this order.
+struct Planes {
+  const Place& place;
+  char* at;
+
+  void leave(const Tensor& map) { move(map.data_ptr(), at, map); }
+  void enter(const Tensor& map) { move(at, map.data_ptr(), map); }
+  void zero(int64_t bytes) {
+    place.copy(at, nullptr, bytes);
+    at += bytes;
+  }
+
+ private:
+  void move(void* target, const void* source, const Tensor& map) {
+    const int64_t bytes = map.numel() * map.element_size();
+    place.copy(target, source, bytes);
+    at += bytes;
+  }
+};
+
 }  // namespace
 
-// The result holds the planes that patch_entropy.h lists: (B * K entropies, or B; B * K confidences; with a
-// mask the counts of valid voxels, as many as entropies) x windows.
-Tensor patch_entropy(const Tensor& values, const OptionalTensor& mask, const Shape& patch_size,
-                     const Shape& stride, bool categorical, bool from_logits, int64_t min_count) {
+// Means over the windows, entropy (B, K or 1, *W) and confidence (B, K, *W), and with a mask the counts of
+// valid voxels, as entropy.
+Three patch_entropy(const Tensor& values, const OptionalTensor& mask, const Shape& patch_size,
+                    const Shape& stride, bool categorical, bool from_logits, int64_t min_count) {
   const Place place(values);
   const Prepared prepared =
       prepare(values, mask, patch_size, stride, categorical, from_logits, min_count, kLongestCell);
   const PatchEntropyInputs& inputs = prepared.inputs;
   const bool is_double = prepared.real == ScalarType::Double;
+  const auto scratch = [&](int64_t elements) {
+    return Scratch(place, values, elements * (is_double ? sizeof(double) : sizeof(float)));
+  };
+  const Three maps{empty_on(values, map_shape(prepared, true), prepared.real),
+                   empty_on(values, map_shape(prepared, false), prepared.real),
+                   mask ? empty_on(values, map_shape(prepared, true), prepared.real)
+                        : Tensor::absent(values, prepared.real)};
+  const auto finish = [&](const Scratch& windows) {
+    Planes planes{place, static_cast<char*>(windows.data())};
+    std::apply([&](const auto&... map) { (planes.leave(map), ...); }, maps);
+    return maps;
+  };
 #if defined(FASTSEG_WITH_CUDA)
   if (place.is_cuda() && patch_entropy_has_few_cells(inputs)) {
-    const Tensor cells = empty_on(values, {inputs.planes() * inputs.cells()}, prepared.real);
-    const Tensor windows = empty_on(values, result_shape(prepared), prepared.real);
+    const Scratch cells = scratch(inputs.planes() * inputs.cells());
+    const Scratch windows = scratch(inputs.planes() * inputs.windows());
     place.launch("patch_entropy", [&](cudaStream_t stream) {
-      const cudaError_t status = patch_entropy_cells_cuda(inputs, 1.0, cells.data_ptr(), stream);
+      const cudaError_t status = patch_entropy_cells_cuda(inputs, 1.0, cells.data(), stream);
       if (status != cudaSuccess) return status;
-      return patch_entropy_windows_cuda(inputs, cells.data_ptr(), windows.data_ptr(), stream);
+      return patch_entropy_windows_cuda(inputs, cells.data(), windows.data(), stream);
     });
-    return windows;
+    return finish(windows);
   }
 #endif
   // On the CPU the cells of a row are added up along w at once.
@@ -161,17 +194,11 @@ Tensor patch_entropy(const Tensor& values, const OptionalTensor& mask, const Sha
   if (!passes.empty()) passes.back().scale = window_scale(inputs);
   const double scale = passes.empty() ? window_scale(inputs) : 1.0;
   const WindowAxis &d = inputs.axis[0], &h = inputs.axis[1], &w = inputs.axis[2];
-  const int64_t cells = inputs.planes() * d.cells * h.cells * (place.is_cuda() ? w.cells : w.windows);
-  // The last pass, or the cells if there is none, writes the result.
-  size_t left = passes.size();
-  const auto array = [&](int64_t size) {
-    return empty_on(values, left-- == 0 ? result_shape(prepared) : Shape{size}, prepared.real);
-  };
-  Tensor sums = array(cells);
+  Scratch sums = scratch(inputs.planes() * d.cells * h.cells * (place.is_cuda() ? w.cells : w.windows));
 #if defined(FASTSEG_WITH_CUDA)
   if (place.is_cuda()) {
     place.launch("patch_entropy", [&](cudaStream_t stream) {
-      return patch_entropy_cells_cuda(inputs, scale, sums.data_ptr(), stream);
+      return patch_entropy_cells_cuda(inputs, scale, sums.data(), stream);
     });
   } else
 #endif
@@ -179,49 +206,60 @@ Tensor patch_entropy(const Tensor& values, const OptionalTensor& mask, const Sha
     const int64_t rows = patch_entropy_cell_rows(inputs);
     const int64_t voxels_per_row = rows == 0 ? 0 : inputs.batch * inputs.channels * inputs.voxels() / rows;
     place.for_ranges(rows, grain_of(8 * voxels_per_row), [&](int64_t begin, int64_t end) {
-      patch_entropy_cells_cpu(inputs, begin, end, scale, sums.data_ptr());
+      patch_entropy_cells_cpu(inputs, begin, end, scale, sums.data());
     });
   }
   for (const BoxPass& pass : passes) {
-    const Tensor target = array(target_size(pass));
-    run_pass(place, pass, is_double, sums, target);
-    sums = target;
+    Scratch target = scratch(target_size(pass));
+    run_pass(place, pass, is_double, sums.data(), target.data());
+    sums = std::move(target);
   }
-  if (!mask) return sums;
+  if (!mask) return finish(sums);
 #if defined(FASTSEG_WITH_CUDA)
   if (place.is_cuda()) {
-    place.launch("patch_entropy", [&](cudaStream_t stream) {
-      return patch_entropy_divide_cuda(inputs, sums.data_ptr(), stream);
-    });
-    return sums;
+    place.launch("patch_entropy",
+                 [&](cudaStream_t stream) { return patch_entropy_divide_cuda(inputs, sums.data(), stream); });
+    return finish(sums);
   }
 #endif
   const int64_t means = (inputs.entropy_planes() + inputs.confidence_planes()) * inputs.windows();
   place.for_ranges(means, kGrain, [&](int64_t begin, int64_t end) {
-    patch_entropy_divide_cpu(inputs, begin, end, sums.data_ptr());
+    patch_entropy_divide_cpu(inputs, begin, end, sums.data());
   });
-  return sums;
+  return finish(sums);
 }
 
-Tensor patch_entropy_backward(const Tensor& grad, const Tensor& values, const OptionalTensor& mask,
-                              const OptionalTensor& means, const Shape& patch_size, const Shape& stride,
-                              bool categorical, bool from_logits, int64_t min_count) {
+// A gradient that is not given is one of zeros.
+Tensor patch_entropy_backward(const OptionalTensor& grad_entropy, const OptionalTensor& grad_confidence,
+                              const Tensor& values, const OptionalTensor& mask, const OptionalTensor& counts,
+                              const Shape& patch_size, const Shape& stride, bool categorical,
+                              bool from_logits, int64_t min_count) {
   const Place place(values);
   const Prepared prepared =
       prepare(values, mask, patch_size, stride, categorical, from_logits, min_count, kUnsplit);
   const PatchEntropyInputs& inputs = prepared.inputs;
   const bool is_double = prepared.real == ScalarType::Double;
-  check(means.has_value() == mask.has_value(), "means must be given if, and only if, mask is");
-  const auto planes = [&](const char* name, const Tensor& tensor) {
-    check_device(name, tensor, "confidence", values);
-    check_shape(name, tensor, "the shape of the result", result_shape(prepared));
-    check_type(tensor.scalar_type() == prepared.real, name, " must be ", prepared.real, ", got ",
-               tensor.scalar_type());
-    return contiguous(tensor);
+  const int64_t real_size = is_double ? sizeof(double) : sizeof(float);
+  const auto scratch = [&](int64_t elements) { return Scratch(place, values, elements * real_size); };
+  check(counts.has_value() == mask.has_value(), "counts must be given if, and only if, mask is");
+  const Scratch given = scratch(inputs.planes() * inputs.windows());
+  Planes planes{place, static_cast<char*>(given.data())};
+  const auto enter = [&](const char* name, const OptionalTensor& map, bool of_entropy) {
+    const Shape shape = map_shape(prepared, of_entropy);
+    if (!map) {
+      planes.zero(shape[0] * shape[1] * inputs.windows() * real_size);
+      return;
+    }
+    check_device(name, *map, "confidence", values);
+    check_shape(name, *map, "the shape of its result", shape);
+    check_type(map->scalar_type() == prepared.real, name, " must be ", prepared.real, ", got ",
+               map->scalar_type());
+    planes.enter(contiguous(*map));
   };
-  const Tensor upstream_grad = planes("grad", grad);
-  const Tensor counts = means ? planes("means", *means) : Tensor();
-  const PatchEntropyUpstream upstream{upstream_grad.data_ptr(), counts.data_ptr()};
+  enter("grad_entropy", grad_entropy, true);
+  enter("grad_confidence", grad_confidence, false);
+  if (counts) enter("counts", counts, true);
+  const PatchEntropyUpstream upstream{given.data(), counts ? given.data() : nullptr};
 #if defined(FASTSEG_WITH_CUDA)
   const bool few_cells = place.is_cuda() && patch_entropy_has_few_cells(inputs);
 #else
@@ -229,31 +267,31 @@ Tensor patch_entropy_backward(const Tensor& grad, const Tensor& values, const Op
 #endif
   const int64_t elements = (inputs.entropy_planes() + inputs.confidence_planes()) *
                            (few_cells ? inputs.cells() : inputs.windows());
-  Tensor sums = empty_on(values, {elements}, prepared.real);
+  Scratch sums = scratch(elements);
 #if defined(FASTSEG_WITH_CUDA)
   if (place.is_cuda()) {
     place.launch("patch_entropy", [&](cudaStream_t stream) {
-      return few_cells ? patch_entropy_grad_cells_cuda(inputs, upstream, sums.data_ptr(), stream)
-                       : patch_entropy_upstream_cuda(inputs, upstream, sums.data_ptr(), stream);
+      return few_cells ? patch_entropy_grad_cells_cuda(inputs, upstream, sums.data(), stream)
+                       : patch_entropy_upstream_cuda(inputs, upstream, sums.data(), stream);
     });
   } else
 #endif
   {
     place.for_ranges(elements, kGrain, [&](int64_t begin, int64_t end) {
-      patch_entropy_upstream_cpu(inputs, upstream, begin, end, sums.data_ptr());
+      patch_entropy_upstream_cpu(inputs, upstream, begin, end, sums.data());
     });
   }
   const auto steps = few_cells ? std::vector<std::vector<BoxPass>>{} : passes_to_cells(inputs);
   for (const auto& step : steps) {
-    const Tensor target = empty_on(values, {target_size(step.front())}, prepared.real);
-    for (const BoxPass& pass : step) run_pass(place, pass, is_double, sums, target);
-    sums = target;
+    Scratch target = scratch(target_size(step.front()));
+    for (const BoxPass& pass : step) run_pass(place, pass, is_double, sums.data(), target.data());
+    sums = std::move(target);
   }
   const Tensor grad_values = empty_on(values, values.shape(), values.scalar_type());
 #if defined(FASTSEG_WITH_CUDA)
   if (place.is_cuda()) {
     place.launch("patch_entropy", [&](cudaStream_t stream) {
-      return patch_entropy_gradient_cuda(inputs, sums.data_ptr(), grad_values.data_ptr(), stream);
+      return patch_entropy_gradient_cuda(inputs, sums.data(), grad_values.data_ptr(), stream);
     });
     return grad_values;
   }
@@ -261,7 +299,7 @@ Tensor patch_entropy_backward(const Tensor& grad, const Tensor& values, const Op
   const int64_t voxels_per_row = inputs.axis[2].size * (categorical ? inputs.channels : 1);
   place.for_ranges(patch_entropy_voxel_rows(inputs), grain_of(8 * voxels_per_row),
                    [&](int64_t begin, int64_t end) {
-                     patch_entropy_gradient_cpu(inputs, sums.data_ptr(), begin, end, grad_values.data_ptr());
+                     patch_entropy_gradient_cpu(inputs, sums.data(), begin, end, grad_values.data_ptr());
                    });
   return grad_values;
 }

@@ -2,6 +2,10 @@
 // Where an op runs: the device of its tensors made current, its kernels started there without Python's lock.
 #pragma once
 
+#include <cstring>
+#include <memory>
+#include <new>
+
 #include "checks.h"
 #include "stable.h"
 
@@ -39,6 +43,27 @@ class Place {
     torch::stable::parallel_for(0, count, grain, run);
   }
 
+  // Bytes of the device to others of it; from null, zeros.
+  void copy(void* target, const void* source, int64_t bytes) const {
+    if (bytes == 0) return;
+#if defined(FASTSEG_WITH_CUDA)
+    if (is_cuda()) {
+      launch("copy", [&](cudaStream_t stream) {
+        return source ? cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToDevice, stream)
+                      : cudaMemsetAsync(target, 0, bytes, stream);
+      });
+      return;
+    }
+#endif
+    constexpr int64_t kGrain = int64_t(1) << 20;
+    const auto run = [&](int64_t begin, int64_t end) {
+      char* const to = static_cast<char*>(target) + begin;
+      source ? std::memcpy(to, static_cast<const char*>(source) + begin, end - begin)
+             : std::memset(to, 0, end - begin);
+    };
+    bytes <= kGrain ? run(0, bytes) : for_ranges(bytes, kGrain, run);
+  }
+
 #if defined(FASTSEG_WITH_CUDA)
   // On a GPU: start(stream) gives a status.
   template <class Start>
@@ -57,6 +82,31 @@ class Place {
  private:
   const Tensor& tensor_;
   std::unique_ptr<torch::stable::accelerator::DeviceGuard> guard_;
+};
+
+// Memory between two kernels: a tensor where memory is the GPU's, which its stream keeps; else plain memory,
+// which costs less than a tensor.
+class Scratch {
+ public:
+  Scratch(const Place& place, const Tensor& like, int64_t bytes) {
+    if (place.is_cuda()) {
+      tensor_ = empty_on(like, {bytes}, ScalarType::Byte);
+      data_ = tensor_.data_ptr();
+    } else {
+      memory_.reset(::operator new(bytes, kAligned));
+      data_ = memory_.get();
+    }
+  }
+  void* data() const { return data_; }
+
+ private:
+  static constexpr std::align_val_t kAligned{64};
+  struct Free {
+    void operator()(void* memory) const { ::operator delete(memory, kAligned); }
+  };
+  Tensor tensor_;
+  std::unique_ptr<void, Free> memory_;
+  void* data_;
 };
 
 }  // namespace fastseg

@@ -66,7 +66,7 @@ arguments = {
     "soft_region_pool": "TOTnn",
     "soft_region_pool_backward": "TOTnnTTTTnnn",
     "patch_entropy": "TOllnnn",
-    "patch_entropy_backward": "TTOOllnnn",
+    "patch_entropy_backward": "OOTOOllnnn",
     "patch_entropy_crops": "TTl",
     "patch_entropy_crops_backward": "TTl",
     "patch_entropy_sample": "TTTnlnnff",

@@ -57,11 +57,11 @@ def test_opcheck(device, mode, masked, dtype):
     options = ([3, 4], [2, 2], mode == "categorical", True, 1)  # no window is NaN: opcheck compares
     for leaf in (values, values.detach().clone().requires_grad_()):
         torch.library.opcheck(OPS.patch_entropy.default, (leaf, mask, *options))
-    planes = OPS.patch_entropy(values, mask, *options)
-    means = None if mask is None else planes
-    torch.library.opcheck(
-        OPS.patch_entropy_backward.default, (torch.ones_like(planes), values, mask, means, *options)
-    )
+    *maps, counts = OPS.patch_entropy(values, mask, *options)
+    grads = [torch.ones_like(one) for one in maps]
+    counts = None if mask is None else counts
+    for given in (grads, (None, grads[1])):
+        torch.library.opcheck(OPS.patch_entropy_backward.default, (*given, values, mask, counts, *options))
 
 
 @devices
@@ -263,8 +263,8 @@ REFUSED_BY_OPS = {  # call, message
         "mask must be (B, 1, *S) = (2, 1, 8, 9)",
     ),
     "grad": (
-        lambda: OPS.patch_entropy_backward(V, V, None, None, [2, 2], [1, 1], False, False, 1),
-        "grad must be the shape of the result = (12, 7, 8), got (2, 3, 8, 9)",
+        lambda: OPS.patch_entropy_backward(V, None, V, None, None, [2, 2], [1, 1], False, False, 1),
+        "grad_entropy must be the shape of its result = (2, 3, 7, 8), got (2, 3, 8, 9)",
     ),
     "entropy": (
         lambda: OPS.patch_entropy_sample(V[:1], V, CORNERS[0, 0, :1], 1, [1, 1], 0, True, 0.1, 0.0),

@@ -103,16 +103,8 @@ def patch_entropy(
     arguments = (confidence, mask, patch_size, stride, mode == "categorical", bool(from_logits), min_count)
     if not use_fused("patch_entropy", impl, confidence.device):
         return WindowEntropy(*patch_entropy_reference(*arguments))
-    planes = _patch_entropy(*arguments)
-    batch, channels = confidence.shape[:2]
-    of_entropy = batch * (1 if mode == "categorical" else channels)
-    counts = planes.shape[0] - of_entropy - batch * channels
-    entropy, means, _ = planes.split([of_entropy, batch * channels, counts])
-    windows = planes.shape[1:]
-    return WindowEntropy(
-        entropy.view(batch, 1 if mode == "categorical" else channels, *windows),
-        means.view(batch, channels, *windows),
-    )
+    entropy, means, _ = _patch_entropy(*arguments)
+    return WindowEntropy(entropy, means)
 
 
 def _check_tensors(confidence, mask, mode) -> None:
@@ -166,26 +158,38 @@ def per_axis(name: str, value, axes: int) -> list[int]:
 @torch.library.register_fake("fastseg::patch_entropy")
 def _(values, mask, patch_size, stride, categorical, from_logits, min_count):
     batch, channels, *spatial = values.shape
-    of_entropy = batch if categorical else batch * channels
-    planes = of_entropy + batch * channels + (0 if mask is None else of_entropy)
     windows = [(n - p) // s + 1 for n, p, s in zip(spatial, patch_size, stride, strict=True)]
     dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
-    return torch.empty((planes, *windows), dtype=dtype, device=values.device)
+
+    def empty(*shape):
+        return torch.empty(shape, dtype=dtype, device=values.device)
+
+    of_entropy = (batch, 1 if categorical else channels, *windows)
+    return (
+        empty(*of_entropy),
+        empty(batch, channels, *windows),
+        empty(*((0,) if mask is None else of_entropy)),
+    )
 
 
 @torch.library.register_fake("fastseg::patch_entropy_backward")
-def _(grad, values, mask, means, patch_size, stride, categorical, from_logits, min_count):
+def _(grad_entropy, grad_confidence, values, *_):
     return torch.empty(values.shape, dtype=values.dtype, device=values.device)
 
 
 def _save(ctx, inputs, output):
     values, mask, *ctx.options = inputs
-    ctx.save_for_backward(values, mask, None if mask is None else output)
+    counts = output[2]
+    if counts is not None:
+        ctx.mark_non_differentiable(counts)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(values, mask, None if mask is None else counts)
 
 
-def _backward(ctx, grad):
-    values, mask, means = ctx.saved_tensors
-    gradient = _patch_entropy_backward(grad.contiguous(), values, mask, means, *ctx.options)
+def _backward(ctx, grad_entropy, grad_confidence, _):
+    if grad_entropy is None and grad_confidence is None:
+        return (None,) * 7
+    gradient = _patch_entropy_backward(grad_entropy, grad_confidence, *ctx.saved_tensors, *ctx.options)
     return gradient, *(None,) * 6
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastseg import _C  # noqa: F401 - where the ops are
 
 # Every tensor that goes in or comes out has the batch as its first axis: the mapped axis joins it.
-_BY_SAMPLE = ("region_pool", "region_gather", "soft_region_pool", "patch_entropy_crops")
+_BY_SAMPLE = ("region_pool", "region_gather", "soft_region_pool", "patch_entropy", "patch_entropy_crops")
 
 # A loss of all samples, or numbers drawn by the place in the batch.
 _ONE_BY_ONE = (
@@ -79,19 +79,7 @@ def _bce_map(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
     return op(*joined).unflatten(0, (info.batch_size, -1)), 0
 
 
-def _entropy(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
-    """Its planes are (samples and channels) of entropy, then of confidence, then of counts where there is a mask."""
-    values, mask, _, _, categorical, *_ = joined = _joined(info, in_dims, args)
-    planes = torch.ops.fastseg.patch_entropy(*joined)
-    batch, channels = values.shape[:2]
-    of_entropy = batch if categorical else batch * channels
-    sizes = [of_entropy, batch * channels] + ([] if mask is None else [of_entropy])
-    parts = [part.unflatten(0, (info.batch_size, -1)) for part in planes.split(sizes)]
-    return torch.cat(parts, 1), 0
-
-
 for _names, _rule in ((_BY_SAMPLE, _in_one_call), (_ONE_BY_ONE, _one_by_one)):
     for _name in _names:
         torch.library.register_vmap(f"fastseg::{_name}", _rule(getattr(torch.ops.fastseg, _name)))
 torch.library.register_vmap("fastseg::masked_bce_map", _bce_map)
-torch.library.register_vmap("fastseg::patch_entropy", _entropy)

@@ -38,6 +38,14 @@ class PatchEntropyOps:
         self.emulated, self.seed, self.misaligned = emulated, seed, misaligned
 
     def patch_entropy(self, values, mask, patch_size, stride, categorical, from_logits, min_count):
+        planes = self._planes(values, mask, patch_size, stride, categorical, from_logits, min_count)
+        channels = values.shape[1]
+        maps = [(values.shape[0], k, *planes.shape[1:]) for k in (1 if categorical else channels, channels)]
+        maps.append((0,) if mask is None else maps[0])
+        parts = planes.flatten().split([math.prod(shape) for shape in maps])
+        return tuple(part.reshape(shape).clone() for part, shape in zip(parts, maps, strict=True))
+
+    def _planes(self, values, mask, patch_size, stride, categorical, from_logits, min_count):
         inputs, axes, real = self._inputs(
             values, mask, patch_size, stride, categorical, from_logits, min_count, _LONGEST
         )
@@ -67,9 +75,8 @@ class PatchEntropyOps:
             self._call("divide", **inputs, sums=InOut(sums))
         return sums.view(planes, *shape[3 - len(patch_size) :])
 
-    def patch_entropy_backward(
-        self, grad, values, mask, means, patch_size, stride, categorical, from_logits, min_count
-    ):
+    def patch_entropy_backward(self, grad_entropy, grad_confidence, values, mask, counts, *options):
+        patch_size, stride, categorical, from_logits, min_count = options
         inputs, axes, real = self._inputs(
             values, mask, patch_size, stride, categorical, from_logits, min_count, _UNSPLIT
         )
@@ -77,12 +84,17 @@ class PatchEntropyOps:
         planes = (batch if categorical else batch * channels) + batch * channels
         shape = [(size - patch) // step + 1 for size, patch, step in axes]
         sums = _nan((planes, *shape), real)
-        means = None if means is None else Input(means.detach())
+        zeros = torch.zeros((planes, *shape), dtype=real).split([planes - batch * channels, batch * channels])
+        given = [*zeros, torch.empty(0, dtype=real)]
+        for number, one in enumerate((grad_entropy, grad_confidence, counts)):
+            given[number] = given[number] if one is None else one.detach()
+        grad = torch.cat([one.flatten() for one in given]).view(-1, *shape)
+        means = None if counts is None else Input(grad)
         few = self._has_few_cells(inputs)
         if few:
             sums = _nan((planes, *(self._axis(*axis, _UNSPLIT)[2] for axis in axes)), real)
         step = "grad_cells" if few else "upstream"
-        self._call(step, **inputs, grad=Input(grad.detach()), means=means, sums=Output(sums))
+        self._call(step, **inputs, grad=Input(grad), means=means, sums=Output(sums))
         for number, axis in enumerate(() if few else axes):
             per_stride, per_window, cells, heads, tails = self._axis(*axis, _UNSPLIT)
             if per_stride == per_window == 1:
