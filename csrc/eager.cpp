@@ -233,6 +233,7 @@ void define_eager_ops(py::module_& module) {
   module.def("region_gather", &region_gather);
   module.def("region_pool_backward", &region_pool_backward);
   module.def("soft_region_pool", &soft_region_pool);
+  module.def("soft_region_pool_tables", &soft_region_pool_tables);
   module.def("soft_region_pool_backward", &soft_region_pool_backward);
   module.def("patch_entropy", &patch_entropy);
   module.def("patch_entropy_backward", &patch_entropy_backward);

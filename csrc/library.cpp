@@ -138,6 +138,10 @@ STABLE_TORCH_LIBRARY(fastseg, library) {
       "soft_region_pool(Tensor features, Tensor? grey, Tensor assignment, bool from_logits, bool variance) "
       "-> (Tensor mass, Tensor mean, Tensor variance)");
   library.def(
+      "soft_region_pool_tables(Tensor mass, Tensor mean, Tensor variance, Tensor? grad_mass, "
+      "Tensor? grad_mean, Tensor? grad_variance) -> "
+      "(Tensor direct, Tensor curved, Tensor shift, Tensor offset)");
+  library.def(
       "soft_region_pool_backward(Tensor features, Tensor? grey, Tensor assignment, bool from_logits, "
       "bool variance, Tensor direct, Tensor curved, Tensor shift, Tensor offset, bool of_features, "
       "bool of_grey, bool of_assignment) -> (Tensor grad_features, Tensor grad_grey, Tensor "
@@ -178,6 +182,7 @@ STABLE_TORCH_LIBRARY(fastseg, library) {
 
 STABLE_TORCH_LIBRARY_IMPL(fastseg, CPU, library) {
   register_bodies(library);
+  library.impl(FASTSEG_BODY(soft_region_pool_tables));
   library.impl(FASTSEG_BODY(region_contrast));
   library.impl(FASTSEG_BODY(region_contrast_backward));
 }

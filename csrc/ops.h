@@ -31,6 +31,11 @@ Tensor region_pool_backward(const Tensor& features, const Tensor& regions, int64
 using Three = std::tuple<Tensor, Tensor, Tensor>;
 Three soft_region_pool(const Tensor& features, const OptionalTensor& grey, const Tensor& assignment,
                        bool from_logits, bool variance);
+// direct, curved, shift and offset, on the CPU.
+using SoftGradientTables = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+SoftGradientTables soft_region_pool_tables(const Tensor& mass, const Tensor& mean, const Tensor& variance,
+                                           const OptionalTensor& grad_mass, const OptionalTensor& grad_mean,
+                                           const OptionalTensor& grad_variance);
 Three soft_region_pool_backward(const Tensor& features, const OptionalTensor& grey, const Tensor& assignment,
                                 bool from_logits, bool variance, const Tensor& direct, const Tensor& curved,
                                 const Tensor& shift, const Tensor& offset, bool of_features, bool of_grey,

@@ -90,6 +90,45 @@ Three soft_region_pool(const Tensor& features, const OptionalTensor& grey, const
   return results;
 }
 
+// A GPU's are made in Python.
+SoftGradientTables soft_region_pool_tables(const Tensor& mass, const Tensor& mean, const Tensor& variance,
+                                           const OptionalTensor& grad_mass, const OptionalTensor& grad_mean,
+                                           const OptionalTensor& grad_variance) {
+  check(mean.device().type == DeviceType::CPU, "soft_region_pool_tables of C++ runs on the CPU, got mean on ",
+        mean.device());
+  const ScalarType real = mean.scalar_type();
+  check_type(real == ScalarType::Float || real == ScalarType::Double, "mean must be float32 or float64, got ",
+             real);
+  check(mean.dim() == 3 && variance.dim() == 3, "mean and variance must be (B, K, channels), got ", mean,
+        " and ", variance);
+  const int64_t batch = mean.size(0), parts = mean.size(1), channels = mean.size(2),
+                curved = variance.size(2);
+  check(curved <= channels, "variance must have no more channels than mean, ", channels, ", got ", variance);
+  const auto table = [&](const char* name, const Tensor& given, const Shape& shape) {
+    check_device(name, given, "mean", mean);
+    check_shape(name, given, "a table", shape);
+    return contiguous(to(given, real));
+  };
+  const auto gradient = [&](const char* name, const OptionalTensor& given, const Shape& shape) {
+    return given ? table(name, *given, shape) : Tensor();
+  };
+  const Shape rows{batch, parts}, plain{batch, parts, channels}, bent{batch, parts, curved};
+  const Tensor in[] = {table("mass", mass, rows),
+                       contiguous(mean),
+                       table("variance", variance, bent),
+                       gradient("grad_mass", grad_mass, rows),
+                       gradient("grad_mean", grad_mean, plain),
+                       gradient("grad_variance", grad_variance, bent)};
+  const SoftGradientTables tables{empty_on(mean, plain, real), empty_on(mean, bent, real),
+                                  empty_on(mean, {batch, channels}, real), empty_on(mean, rows, real)};
+  const auto& [direct, curves, shift, offset] = tables;
+  soft_tables_cpu({in[0].data_ptr(), in[1].data_ptr(), in[2].data_ptr(), in[3].data_ptr(), in[4].data_ptr(),
+                   in[5].data_ptr(), batch, parts, channels, channels - curved},
+                  real == ScalarType::Double,
+                  {direct.data_ptr(), curves.data_ptr(), shift.data_ptr(), offset.data_ptr()});
+  return tables;
+}
+
 // The tables are those of SoftGradient. Gradients that are not wanted are absent.
 Three soft_region_pool_backward(const Tensor& features, const OptionalTensor& grey, const Tensor& assignment,
                                 bool from_logits, bool variance, const Tensor& direct, const Tensor& curved,

@@ -47,6 +47,19 @@ struct SoftGradient {
   void *grad_features, *grad_grey, *grad_assignment;  // like their tensors; null: not wanted
 };
 
+// Features are taken relative to `shift`, their mean over everything: <f - r, u> as <f, u> - <r, u> would
+// cancel. With u the gradient of the mean and v that of the variance, each over the mass, and r = shift -
+// mean:
+//   curved = v,  direct = u + 2 r v,  offset = grad_mass + sum_c (r u + (r^2 - variance) v)
+struct SoftResultGradients {
+  const void *mass, *mean, *variance;                 // as SoftResults
+  const void *grad_mass, *grad_mean, *grad_variance;  // null: zeros
+  int64_t batch, parts, channels, plain;
+};
+struct SoftTables {
+  void *direct, *curved, *shift, *offset;  // as SoftGradient
+};
+
 // CPU. One unit is a range of voxels of one sample and a block of channels; units are merged in a fixed
 // order.
 struct SoftUnits {
@@ -57,6 +70,7 @@ void soft_pool_cpu(const SoftInputs& inputs, const SoftUnits& units, int64_t beg
                    double* tables);
 void soft_pool_merge_cpu(const SoftInputs& inputs, const SoftUnits& units, const double* tables,
                          const SoftResults& results);
+void soft_tables_cpu(const SoftResultGradients& gradients, bool wide, const SoftTables& tables);
 int64_t soft_gradient_tasks_cpu(const SoftInputs& inputs);
 void soft_gradient_cpu(const SoftInputs& inputs, const SoftGradient& gradient, int64_t begin, int64_t end);
 

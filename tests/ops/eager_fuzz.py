@@ -64,6 +64,7 @@ arguments = {
     "region_gather": "TTnn",
     "region_pool_backward": "TTnOOOOOOO",
     "soft_region_pool": "TOTnn",
+    "soft_region_pool_tables": "TTTOOO",
     "soft_region_pool_backward": "TOTnnTTTTnnn",
     "patch_entropy": "TOllnnn",
     "patch_entropy_backward": "OOTOOllnnn",

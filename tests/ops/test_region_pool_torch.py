@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Region pooling inside torch: gradients, compile, autocast, modules, and what it refuses."""
 
+import itertools
 import re
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import fastseg
 from fastseg import region_pool, region_stats, soft_region_pool
 from fastseg.ops import dispatch
+from fastseg.ops.region_pool_soft import _tables
 
 from .masked_bce_cases import DEVICES, implementations
 from .region_pool_cases import REDUCE, make_case, make_soft_case
@@ -128,6 +130,27 @@ def test_soft_opcheck(device, layout, dtype):
             wanted = (True, image is not None, True)
             backward = (features, image, logits, True, variance, *tables, *wanted)
             torch.library.opcheck(OPS.soft_region_pool_backward.default, backward)
+
+
+@pytest.mark.parametrize("given", list(itertools.product((True, False), repeat=3))[:-1], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tables_of_the_soft_gradient(dtype, given):
+    """Those of C++ are the steps in PyTorch, which a GPU and second gradients take."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (3, 3), (3, 3, 4), (3, 3, 1)  # mass, mean, variance
+    results = [torch.rand(shape, generator=generator, dtype=dtype) + 0.5 for shape in shapes]
+    for table in results:
+        table[0], table[1, 2] = 0, 0  # a sample without mass, a part without
+    grads = [torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes]
+    grads = [grad if wanted else None for grad, wanted in zip(grads, given, strict=True)]
+    truth = _tables(*(None if table is None else table.double() for table in (*results, *grads)))
+    few = 16 * torch.finfo(dtype).eps
+    for found, true in zip(OPS.soft_region_pool_tables(*results, *grads), truth, strict=True):
+        torch.testing.assert_close(found.double(), true, rtol=few, atol=few)
+    torch.library.opcheck(OPS.soft_region_pool_tables.default, (*results, *grads), test_utils="test_schema")
+    torch.library.opcheck(
+        OPS.soft_region_pool_tables.default, (*results, *grads), test_utils="test_faketensor"
+    )
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])

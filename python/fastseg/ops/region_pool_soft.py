@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastseg import _C
 from fastseg.ops.dispatch import use_fused
 from fastseg.ops.doors import open_doors
 from fastseg.ops.reference.region_pool import soft_region_pool_reference
@@ -146,6 +147,12 @@ def _(features, grey, assignment, from_logits, variance):
     return empty(batch, parts), empty(batch, parts, channels), empty(batch, parts, spread)
 
 
+@torch.library.register_fake("fastseg::soft_region_pool_tables")
+def _(mass, mean, spread, *_):
+    shift = mean.new_empty((mean.shape[0], mean.shape[2]))
+    return mean.new_empty(mean.shape), mean.new_empty(spread.shape), shift, mean.new_empty(mass.shape)
+
+
 @torch.library.register_fake("fastseg::soft_region_pool_backward")
 def _(features, grey, assignment, from_logits, variance, *rest):
     def empty(tensor, wanted):
@@ -164,7 +171,8 @@ def _save(ctx, inputs, output):
 
 
 def _tables(mass, mean, spread, grad_mass, grad_mean, grad_spread):
-    """direct, curved, shift and offset of the kernels' SoftGradient, which stands the formulas beside them."""
+    """direct, curved, shift and offset of the kernels' SoftGradient, which stands the formulas beside them, in PyTorch:
+    on a GPU, and where they are to be differentiated."""
     # Features are taken relative to their mean over everything: <f - r, u> as <f, u> - <r, u> would cancel. Where
     # there is no mass, there is no mean either, and any divisor will do.
     total, column = mass.sum(1, keepdim=True), mass.unsqueeze(-1)
@@ -189,10 +197,18 @@ def _backward(ctx, *grads):
     if all(grad is None for grad in grads):
         return (None,) * 5
     wanted = tuple(ctx.needs_input_grad[:3])
+    tables = (_tables if torch.is_grad_enabled() else _soft_region_pool_tables)(*results, *grads)
     found = _soft_region_pool_backward(
-        *(features, grey, assignment, ctx.from_logits, ctx.variance), *_tables(*results, *grads), *wanted
+        *(features, grey, assignment, ctx.from_logits, ctx.variance), *tables, *wanted
     )
     return *(grad if want else None for grad, want in zip(found, wanted, strict=True)), None, None
+
+
+torch.library.impl("fastseg::soft_region_pool_tables", "CUDA")(_tables)
+
+
+def _eager_tables(mass, mean, *others):
+    return (_tables if mean.is_cuda else _C.soft_region_pool_tables)(mass, mean, *others)
 
 
 def _save_backward(ctx, inputs, output):
@@ -255,4 +271,5 @@ def _second_backward(ctx, *grads):
 
 
 _soft_region_pool = open_doors("soft_region_pool", _save, _backward, _check)
+_soft_region_pool_tables = open_doors("soft_region_pool_tables", eager=_eager_tables)
 _soft_region_pool_backward = open_doors("soft_region_pool_backward", _save_backward, _second_backward)

@@ -10,7 +10,14 @@ from torch import Tensor
 from fastseg import _C  # noqa: F401 - where the ops are
 
 # Every tensor that goes in or comes out has the batch as its first axis: the mapped axis joins it.
-_BY_SAMPLE = ("region_pool", "region_gather", "soft_region_pool", "patch_entropy", "patch_entropy_crops")
+_BY_SAMPLE = (
+    "region_pool",
+    "region_gather",
+    "soft_region_pool",
+    "soft_region_pool_tables",
+    "patch_entropy",
+    "patch_entropy_crops",
+)
 
 # A loss of all samples, or numbers drawn by the place in the batch.
 _ONE_BY_ONE = (
