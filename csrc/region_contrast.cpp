@@ -106,7 +106,7 @@ Contrast forward(const ContrastPairs<Real>& pairs, const ContrastOptions& option
   const Real factor = Real(options.factor(anchors.size));
   const ContrastSums<Real> none{-std::numeric_limits<Real>::infinity(), 0, 0, 0, 0};
   std::vector<ContrastSums<Real>> sums(anchors.count, none);
-  const TileBuffers<Real> buffers(source);
+  const TileBuffers<Real> buffers(place, source, row_blocks, col_blocks);
   const int64_t all = source.size(0), all_candidates = pairs.candidates().source.size(0);
   Tensor kept = Tensor::absent(source, kTypeOf<Real>);
   if (keeps_products(all, all_candidates)) {
@@ -192,7 +192,7 @@ Three backward(const ContrastPairs<Real>& pairs, const ContrastOptions& options,
   Tensor grad_bank = need_bank ? others.zeros_like_data() : Tensor::absent(grad, kTypeOf<Real>);
   auto* anchor_sums = static_cast<Real*>(grad_anchors.data_ptr());
   auto* other_sums = pairs.bank ? static_cast<Real*>(grad_bank.data_ptr()) : anchor_sums;
-  const TileBuffers<Real> buffers(anchors.source);
+  const TileBuffers<Real> buffers(place, anchors.source, row_blocks, col_blocks);
   const auto add_pair = [&](int64_t row_block, int64_t col_block) {
     if (row_blocks.unrelated(row_block, col_blocks, col_block)) return;
     const ContrastTile<Real> tile = multiply_tile(pairs, row_blocks, col_blocks, row_block, col_block,

@@ -82,21 +82,28 @@ torch::stable::Tensor view_matrix(const Real* values, int64_t rows, int64_t cols
   return torch::stable::Tensor(handle);
 }
 
-// products (rows, cols) = left (rows, size) right (cols, size)^T
+// As contrast_products_cpu.
 template <class Real>
 void multiply_rows(const Real* left, const Real* right, int64_t rows, int64_t cols, int64_t size,
                    Real* products) {
+  if (rows * cols * size <= kContrastFewProducts) {
+    contrast_products_cpu(left, right, rows, cols, size, products);
+    return;
+  }
   const torch::stable::Tensor out = view_matrix(products, rows, cols, cols, int64_t(1));
   const torch::stable::Tensor a = view_matrix(left, rows, size, size, int64_t(1));
   const torch::stable::Tensor b = view_matrix(right, size, cols, int64_t(1), size);
   TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
 }
 
-// sums (rows, size) += coefficients right, with coefficients (rows, cols) and right (cols, size); or
-// transposed, sums (cols, size) += coefficients^T right, with right (rows, size).
+// As contrast_weighted_sums_cpu.
 template <class Real>
 void add_weighted_rows(const Real* coefficients, int64_t rows, int64_t cols, bool transposed,
                        const Real* right, int64_t size, Real* sums) {
+  if (rows * cols * size <= kContrastFewProducts) {
+    contrast_weighted_sums_cpu(coefficients, rows, cols, transposed, right, size, sums);
+    return;
+  }
   const int64_t results = transposed ? cols : rows, summed = transposed ? rows : cols;
   const torch::stable::Tensor out = view_matrix(sums, results, size, size, int64_t(1));
   const torch::stable::Tensor a = transposed ? view_matrix(coefficients, cols, rows, int64_t(1), cols)
@@ -109,17 +116,18 @@ void add_weighted_rows(const Real* coefficients, int64_t rows, int64_t cols, boo
 template <class Real>
 class TileBuffers {
  public:
-  explicit TileBuffers(const Tensor& like)
-      : buffers_(empty_on(like, {int64_t(torch::stable::get_num_threads()), kContrastBlock, kContrastBlock},
-                          kTypeOf<Real>)) {}
+  TileBuffers(const Place& place, const Tensor& like, const ContrastBlocks& rows, const ContrastBlocks& cols)
+      : size_(std::min(rows.rows, rows.size) * std::min(cols.rows, cols.size)),
+        buffers_(place, like, int64_t(torch::stable::get_num_threads()) * size_ * int64_t(sizeof(Real))) {}
   Real* of_this_thread() const {
     uint32_t thread = 0;
     TORCH_ERROR_CODE_CHECK(torch_get_thread_idx(&thread));
-    return static_cast<Real*>(buffers_.data_ptr()) + thread * kContrastBlock * kContrastBlock;
+    return static_cast<Real*>(buffers_.data()) + thread * size_;
   }
 
  private:
-  Tensor buffers_;
+  int64_t size_;
+  Scratch buffers_;
 };
 
 }  // namespace fastseg

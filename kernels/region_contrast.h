@@ -101,6 +101,18 @@ void contrast_coefficients_cpu(const ContrastTile<Real>& tile, const ContrastSid
                                const ContrastUpstream<Real>* of_candidates, Real* row_totals,
                                Real* col_totals);
 
+// Products of up to kContrastFewProducts numbers; more go to torch's matrix products. products (rows, cols) =
+// left (rows, size) right (cols, size)^T.
+constexpr int64_t kContrastFewProducts = 16384;  // a few microseconds, what it costs to call torch
+template <class Real>
+void contrast_products_cpu(const Real* left, const Real* right, int64_t rows, int64_t cols, int64_t size,
+                           Real* products);
+// sums (rows, size) += coefficients (rows, cols) right (cols, size); or transposed, sums (cols, size) +=
+// coefficients^T right, with right (rows, size).
+template <class Real>
+void contrast_weighted_sums_cpu(const Real* coefficients, int64_t rows, int64_t cols, bool transposed,
+                                const Real* right, int64_t size, Real* sums);
+
 // In place, from sum_j coefficient_ij candidate_j to the gradient of row i, for rows [begin, end).
 template <class Real>
 void contrast_finish_gradient_cpu(ContrastSimilarity similarity, const Real* rows, const Real* scale,
