@@ -195,6 +195,15 @@ def test_which_door(name):
     assert situation(draw(2, 3)) == door
 
 
+def test_a_tensor_kept_from_a_functorch_transform_goes_to_torch_library():
+    kept, x = [], draw(2, 3, 5, 6).requires_grad_()
+    torch.func.grad(lambda inner: (kept.append(inner), inner.sum())[1])(x)
+    pooled = fastseg.region_pool(kept[0], LABELS, 3)
+    assert torch.equal(pooled, fastseg.region_pool(x, LABELS, 3))
+    pooled.sum().backward()
+    assert x.grad is not None
+
+
 def test_a_compiled_call_takes_torch_library():
     graphs = []
 
