@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "array/boxes.h"
 
-#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <type_traits>
@@ -167,13 +166,16 @@ CopyRow find_nonzero_row(NumberType from) {
 
 void copy_box(const BoxCopy& box, CopyRow copy_row) {
   int order[kMostBoxAxes], axes = 0;
+  // Rows run along the axis whose numbers lie closest together in `to`; of equals, the last.
   for (int axis = 0; axis < box.axes; ++axis) {
     if (box.shape[axis] == 0) return;
-    if (box.shape[axis] > 1) order[axes++] = axis;
+    if (box.shape[axis] == 1) continue;
+    int at = axes++;
+    for (; at > 0 && std::abs(box.to_strides[order[at - 1]]) < std::abs(box.to_strides[axis]); --at) {
+      order[at] = order[at - 1];
+    }
+    order[at] = axis;
   }
-  // Rows run along the axis whose numbers lie closest together in `to`.
-  std::stable_sort(order, order + axes,
-                   [&](int a, int b) { return std::abs(box.to_strides[a]) > std::abs(box.to_strides[b]); });
   // Axes that follow one another in both arrays are one axis. Two more of size 1 stand before the first.
   int64_t shape[kMostBoxAxes + 2] = {1, 1}, from_strides[kMostBoxAxes + 2] = {},
                                to_strides[kMostBoxAxes + 2] = {};
