@@ -249,7 +249,9 @@ def test_what_is_missing_or_damaged_is_named(
 ) -> None:
     (tmp_path / f"a{suffix}").write_bytes(b"nothing of the kind" * 9)
     pytest.importorskip(library)
-    with pytest.raises(InputError, match=rf"a{suffix} cannot be opened as {suffix[1:].upper()}"):
+    with pytest.raises(
+        InputError, match=rf"a{suffix} cannot be opened as {suffix[1:].upper()}: .*docs/volumes.md"
+    ):
         open_volume(tmp_path / f"a{suffix}")
     for name in itertools.chain([library], [name for name in sys.modules if name.startswith(f"{library}.")]):
         monkeypatch.setitem(sys.modules, name, None)

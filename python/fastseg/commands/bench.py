@@ -90,15 +90,17 @@ def bench_pipeline(config: Config, seconds: float, path: str | None = None) -> l
 def measure_pipeline(task: Task, config: Config, ranks: Ranks, seconds: float) -> Rates:
     """loader: batches alone. model: steps on one batch over and over. end_to_end: both, as training does.
 
-    The network of ``task`` is trained by it. Where a step takes so long that the stages would not end in time, there is
-    one round, of few steps.
+    The network of ``task`` is trained by it. Where a step takes longer than ``seconds``, it takes three in all.
     """
     stepper, device = endless_stepper(task, config, ranks), ranks.device
     with closing(task.batches(0, _ENDLESS)) as batches:
         first = next(batches)
         stepper.step(first, 0)
         # The second finds the optimizer's state and is not captured yet.
+        began = time.perf_counter()
         step = count(lambda: stepper.step(first, 0))
+        _synchronise(device)
+        took = time.perf_counter() - began
 
         def load() -> None:
             next(batches)
@@ -113,8 +115,16 @@ def measure_pipeline(task: Task, config: Config, ranks: Ranks, seconds: float) -
         ahead = config.data.threads + 2
         stages = ((load, ahead), (learn, 1), (both, ahead))
         rounds: list[list[float]] = []
+        if took > seconds:  # each further step counts: one with loading, and that is all
+            rounds.append(
+                [rate(load, ahead, seconds / _ROUNDS, device), 1 / took, rate(both, 0, 0.0, device)]
+            )
         began = time.perf_counter()
-        while len(rounds) < _ROUNDS and (not rounds or time.perf_counter() - began < len(stages) * seconds):
+        while (
+            took <= seconds
+            and len(rounds) < _ROUNDS
+            and (not rounds or time.perf_counter() - began < len(stages) * seconds)
+        ):
             rounds.append([rate(*stage, seconds / _ROUNDS, device) for stage in stages])
         graphed = None
         if stepper.graphed is not None and stepper.graphed.captured is not None:

@@ -31,7 +31,9 @@ class PlanesSource(Source):
         except InputError:
             raise
         except Exception as error:  # damaged files raise whatever the library stumbles over
-            raise InputError(f"{path} cannot be opened as {self.kind}: {reason(error)}") from error
+            raise InputError(
+                f"{path} cannot be opened as {self.kind}: {reason(error)} (docs/volumes.md lists formats)"
+            ) from error
         self.within = len(self.axes) - self.axes.index("y")
         self.chunks = (1,) * (len(self.shape) - self.within) + self.shape[-self.within :]
         self._cache = ChunkCache(_CACHE_BYTES)
