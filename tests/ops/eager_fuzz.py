@@ -46,6 +46,7 @@ odd = [
     base[0, 0, 0, 0],
     torch._efficientzerotensor((2, 3, 5, 6)),
     torch.nn.Parameter(base),
+    base.as_subclass(type("Subclass", (torch.Tensor,), {})),
     torch.quantize_per_tensor(base, 0.1, 0, torch.quint8),
     base.to_mkldnn(),
     torch.zeros(2, 5, 6, dtype=torch.int64),
