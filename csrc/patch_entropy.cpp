@@ -133,27 +133,6 @@ void run_pass(const Place& place, const BoxPass& pass, bool is_double, const voi
 
 int64_t target_size(const BoxPass& pass) { return pass.outer * pass.target_length * pass.inner; }
 
-// The kernels' planes of windows, one array, and the tensors they are for the caller: of entropy, confidence
-// and counts, which lie there in this order.
-struct Planes {
-  const Place& place;
-  char* at;
-
-  void leave(const Tensor& map) { move(map.data_ptr(), at, map); }
-  void enter(const Tensor& map) { move(at, map.data_ptr(), map); }
-  void zero(int64_t bytes) {
-    place.copy(at, nullptr, bytes);
-    at += bytes;
-  }
-
- private:
-  void move(void* target, const void* source, const Tensor& map) {
-    const int64_t bytes = map.numel() * map.element_size();
-    place.copy(target, source, bytes);
-    at += bytes;
-  }
-};
-
 }  // namespace
 
 // Means over the windows, entropy (B, K or 1, *W) and confidence (B, K, *W), and with a mask the counts of
@@ -165,35 +144,35 @@ Three patch_entropy(const Tensor& values, const OptionalTensor& mask, const Shap
       prepare(values, mask, patch_size, stride, categorical, from_logits, min_count, kLongestCell);
   const PatchEntropyInputs& inputs = prepared.inputs;
   const bool is_double = prepared.real == ScalarType::Double;
-  const auto scratch = [&](int64_t elements) {
-    return Scratch(place, values, elements * (is_double ? sizeof(double) : sizeof(float)));
-  };
+  const int64_t real_size = is_double ? sizeof(double) : sizeof(float);
+  const auto scratch = [&](int64_t elements) { return Scratch(place, values, elements * real_size); };
   const Three maps{empty_on(values, map_shape(prepared, true), prepared.real),
                    empty_on(values, map_shape(prepared, false), prepared.real),
                    mask ? empty_on(values, map_shape(prepared, true), prepared.real)
                         : Tensor::absent(values, prepared.real)};
-  const auto finish = [&](const Scratch& windows) {
-    Planes planes{place, static_cast<char*>(windows.data())};
-    std::apply([&](const auto&... map) { (planes.leave(map), ...); }, maps);
-    return maps;
-  };
+  const auto& [entropy, confidence, counts] = maps;
+  const PatchEntropyMeans means{entropy.data_ptr(), confidence.data_ptr(),
+                                mask ? counts.data_ptr() : nullptr};
 #if defined(FASTSEG_WITH_CUDA)
   if (place.is_cuda() && patch_entropy_has_few_cells(inputs)) {
     const Scratch cells = scratch(inputs.planes() * inputs.cells());
-    const Scratch windows = scratch(inputs.planes() * inputs.windows());
     place.launch("patch_entropy", [&](cudaStream_t stream) {
       const cudaError_t status = patch_entropy_cells_cuda(inputs, 1.0, cells.data(), stream);
       if (status != cudaSuccess) return status;
-      return patch_entropy_windows_cuda(inputs, cells.data(), windows.data(), stream);
+      return patch_entropy_windows_cuda(inputs, cells.data(), means, stream);
     });
-    return finish(windows);
+    return maps;
   }
 #endif
   // On the CPU the cells of a row are added up along w at once.
   std::vector<BoxPass> passes = passes_to_windows(inputs, place.is_cuda());
-  if (!passes.empty()) passes.back().scale = window_scale(inputs);
   const double scale = passes.empty() ? window_scale(inputs) : 1.0;
   const WindowAxis &d = inputs.axis[0], &h = inputs.axis[1], &w = inputs.axis[2];
+  if (passes.empty()) {
+    passes.push_back(forward_pass(d, inputs.planes(), int64_t(h.windows) * w.windows, 1.0));
+  } else {
+    passes.back().scale = window_scale(inputs);
+  }
   Scratch sums = scratch(inputs.planes() * d.cells * h.cells * (place.is_cuda() ? w.cells : w.windows));
 #if defined(FASTSEG_WITH_CUDA)
   if (place.is_cuda()) {
@@ -209,24 +188,34 @@ Three patch_entropy(const Tensor& values, const OptionalTensor& mask, const Shap
       patch_entropy_cells_cpu(inputs, begin, end, scale, sums.data());
     });
   }
+  BoxPass last = passes.back();
+  passes.pop_back();
   for (const BoxPass& pass : passes) {
     Scratch target = scratch(target_size(pass));
     run_pass(place, pass, is_double, sums.data(), target.data());
     sums = std::move(target);
   }
-  if (!mask) return finish(sums);
+  // From the planes of all maps to each map.
+  const int64_t of_plane = inputs.planes() == 0 ? 0 : last.outer / inputs.planes();
+  const char* source = static_cast<const char*>(sums.data());
+  for (const auto& [map, planes] : {std::pair{means.entropy, inputs.entropy_planes()},
+                                    std::pair{means.confidence, inputs.confidence_planes()},
+                                    std::pair{means.counts, inputs.count_planes()}}) {
+    last.outer = planes * of_plane;
+    run_pass(place, last, is_double, source, map);
+    source += last.outer * last.length * last.inner * real_size;
+  }
+  if (!mask) return maps;
 #if defined(FASTSEG_WITH_CUDA)
   if (place.is_cuda()) {
     place.launch("patch_entropy",
-                 [&](cudaStream_t stream) { return patch_entropy_divide_cuda(inputs, sums.data(), stream); });
-    return finish(sums);
+                 [&](cudaStream_t stream) { return patch_entropy_divide_cuda(inputs, means, stream); });
+    return maps;
   }
 #endif
-  const int64_t means = (inputs.entropy_planes() + inputs.confidence_planes()) * inputs.windows();
-  place.for_ranges(means, kGrain, [&](int64_t begin, int64_t end) {
-    patch_entropy_divide_cpu(inputs, begin, end, sums.data());
-  });
-  return finish(sums);
+  place.for_ranges((inputs.entropy_planes() + inputs.confidence_planes()) * inputs.windows(), kGrain,
+                   [&](int64_t begin, int64_t end) { patch_entropy_divide_cpu(inputs, begin, end, means); });
+  return maps;
 }
 
 // A gradient that is not given is one of zeros.
@@ -242,24 +231,19 @@ Tensor patch_entropy_backward(const OptionalTensor& grad_entropy, const Optional
   const int64_t real_size = is_double ? sizeof(double) : sizeof(float);
   const auto scratch = [&](int64_t elements) { return Scratch(place, values, elements * real_size); };
   check(counts.has_value() == mask.has_value(), "counts must be given if, and only if, mask is");
-  const Scratch given = scratch(inputs.planes() * inputs.windows());
-  Planes planes{place, static_cast<char*>(given.data())};
-  const auto enter = [&](const char* name, const OptionalTensor& map, bool of_entropy) {
-    const Shape shape = map_shape(prepared, of_entropy);
-    if (!map) {
-      planes.zero(shape[0] * shape[1] * inputs.windows() * real_size);
-      return;
-    }
+  std::vector<Tensor> kept;
+  const auto given = [&](const char* name, const OptionalTensor& map, bool of_entropy) -> const void* {
+    if (!map) return nullptr;
     check_device(name, *map, "confidence", values);
-    check_shape(name, *map, "the shape of its result", shape);
+    check_shape(name, *map, "the shape of its result", map_shape(prepared, of_entropy));
     check_type(map->scalar_type() == prepared.real, name, " must be ", prepared.real, ", got ",
                map->scalar_type());
-    planes.enter(contiguous(*map));
+    kept.push_back(contiguous(*map));
+    return kept.back().data_ptr();
   };
-  enter("grad_entropy", grad_entropy, true);
-  enter("grad_confidence", grad_confidence, false);
-  if (counts) enter("counts", counts, true);
-  const PatchEntropyUpstream upstream{given.data(), counts ? given.data() : nullptr};
+  const PatchEntropyUpstream upstream{given("grad_entropy", grad_entropy, true),
+                                      given("grad_confidence", grad_confidence, false),
+                                      given("counts", counts, true)};
 #if defined(FASTSEG_WITH_CUDA)
   const bool few_cells = place.is_cuda() && patch_entropy_has_few_cells(inputs);
 #else

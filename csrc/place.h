@@ -2,7 +2,6 @@
 // Where an op runs: the device of its tensors made current, its kernels started there without Python's lock.
 #pragma once
 
-#include <cstring>
 #include <memory>
 #include <new>
 
@@ -41,27 +40,6 @@ class Place {
     if (count == 0) return;
     const Unlocked unlocked(tensor_);
     torch::stable::parallel_for(0, count, grain, run);
-  }
-
-  // Bytes of the device to others of it; from null, zeros.
-  void copy(void* target, const void* source, int64_t bytes) const {
-    if (bytes == 0) return;
-#if defined(FASTSEG_WITH_CUDA)
-    if (is_cuda()) {
-      launch("copy", [&](cudaStream_t stream) {
-        return source ? cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToDevice, stream)
-                      : cudaMemsetAsync(target, 0, bytes, stream);
-      });
-      return;
-    }
-#endif
-    constexpr int64_t kGrain = int64_t(1) << 20;
-    const auto run = [&](int64_t begin, int64_t end) {
-      char* const to = static_cast<char*>(target) + begin;
-      source ? std::memcpy(to, static_cast<const char*>(source) + begin, end - begin)
-             : std::memset(to, 0, end - begin);
-    };
-    bytes <= kGrain ? run(0, bytes) : for_ranges(bytes, kGrain, run);
   }
 
 #if defined(FASTSEG_WITH_CUDA)

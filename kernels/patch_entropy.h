@@ -50,16 +50,30 @@ struct PatchEntropyInputs {
   }
 };
 
-struct PatchEntropyUpstream {
-  const void* grad;   // planes of windows; what it says of the counts is ignored
-  const void* means;  // the planes that the forward pass gave, for their counts; null without a mask
+// Maps over the windows, each in an array of its own: (planes of it, windows).
+template <class Void>
+struct PatchEntropyMaps {
+  Void *entropy, *confidence;
+  Void* counts;  // null without a mask
+
+  // The windows of a plane, null where its map is.
+  template <class Real>
+  FASTSEG_HOST_DEVICE Real* of_plane(const PatchEntropyInputs& in, int64_t plane) const {
+    const int64_t confidences = in.entropy_planes(), all = confidences + in.confidence_planes();
+    Void* const map = plane < confidences ? entropy : plane < all ? confidence : counts;
+    const int64_t first = plane < confidences ? 0 : plane < all ? confidences : all;
+    return map ? static_cast<Real*>(map) + (plane - first) * in.windows() : nullptr;
+  }
 };
+using PatchEntropyMeans = PatchEntropyMaps<void>;
+// Gradients of the means, null for one of zeros, with the counts that the forward pass gave.
+using PatchEntropyUpstream = PatchEntropyMaps<const void>;
 
 constexpr int64_t kLongestCell = 16;  // voxels, forward; backward cells are not split
 
-// CPU. `sums` and `result` are arrays of planes. First the cells of each row of cells and their sums along w,
-// to (planes, cells d, cells h, windows w); then sums along h and along d; then, with a mask, the division.
-// Units of work are numbered, and each is the same whatever the range it comes in.
+// CPU. `sums` are arrays of planes. First the cells of each row of cells and their sums along w, to (planes,
+// cells d, cells h, windows w); then sums along h and along d, the last of them to the maps; then, with a
+// mask, the division. Units of work are numbered, and each is the same whatever the range it comes in.
 inline int64_t patch_entropy_cell_rows(const PatchEntropyInputs& inputs) {
   return inputs.entropy_planes() * inputs.axis[0].cells * inputs.axis[1].cells;
 }
@@ -72,7 +86,8 @@ int64_t box_sum_units_cpu(const BoxPass& pass);
 void box_sum_cpu(const BoxPass& pass, bool is_double, int64_t begin, int64_t end, const void* source,
                  void* target);
 // Window sums of elements [begin, end) of the entropy and confidence planes become means.
-void patch_entropy_divide_cpu(const PatchEntropyInputs& inputs, int64_t begin, int64_t end, void* sums);
+void patch_entropy_divide_cpu(const PatchEntropyInputs& inputs, int64_t begin, int64_t end,
+                              const PatchEntropyMeans& sums);
 // Backward: the gradients of window sums from those of window means, without planes of counts, and, after the
 // sums along d, h and w to cells, the gradient of voxel rows (batch, channels unless categorical, d, h).
 void patch_entropy_upstream_cpu(const PatchEntropyInputs& inputs, const PatchEntropyUpstream& upstream,
@@ -91,8 +106,8 @@ inline bool patch_entropy_has_few_cells(const PatchEntropyInputs& inputs) {
     cells *= axis.per_window < kFewCells ? axis.per_window : kFewCells + 1;
   return cells <= kFewCells;
 }
-cudaError_t patch_entropy_windows_cuda(const PatchEntropyInputs& inputs, const void* cells, void* means,
-                                       cudaStream_t stream);
+cudaError_t patch_entropy_windows_cuda(const PatchEntropyInputs& inputs, const void* cells,
+                                       const PatchEntropyMeans& means, cudaStream_t stream);
 cudaError_t patch_entropy_grad_cells_cuda(const PatchEntropyInputs& inputs,
                                           const PatchEntropyUpstream& upstream, void* grad_cells,
                                           cudaStream_t stream);
@@ -101,7 +116,8 @@ cudaError_t patch_entropy_cells_cuda(const PatchEntropyInputs& inputs, double sc
                                      cudaStream_t stream);
 cudaError_t box_sum_cuda(const BoxPass& pass, bool is_double, const void* source, void* target,
                          cudaStream_t stream);
-cudaError_t patch_entropy_divide_cuda(const PatchEntropyInputs& inputs, void* sums, cudaStream_t stream);
+cudaError_t patch_entropy_divide_cuda(const PatchEntropyInputs& inputs, const PatchEntropyMeans& sums,
+                                      cudaStream_t stream);
 cudaError_t patch_entropy_upstream_cuda(const PatchEntropyInputs& inputs,
                                         const PatchEntropyUpstream& upstream, void* grad_sums,
                                         cudaStream_t stream);

@@ -178,18 +178,23 @@ FASTSEG_CPU_CLONES void write_rows_float(const PatchEntropyInputs& in, const flo
 template <class Real>
 void scale_upstream(const PatchEntropyInputs& in, const PatchEntropyUpstream& upstream, int64_t begin,
                     int64_t end, Real* grad_sums) {
-  const auto *grad = static_cast<const Real*>(upstream.grad),
-             *means = static_cast<const Real*>(upstream.means);
   const int64_t windows = in.windows();
   const Real share = Real(1.0 / double(in.patch_voxels()));
-  for (int64_t i = begin; i < end; ++i) {
-    if (!means) {
-      grad_sums[i] = grad[i] * share;
-      continue;
+  while (begin < end) {
+    const int64_t plane = begin / windows, first = plane * windows, last = std::min(end, first + windows);
+    const Real* const grad = upstream.of_plane<const Real>(in, plane);
+    const Real* const counts = upstream.of_plane<const Real>(in, in.count_plane(plane));
+    for (int64_t i = begin - first; i < last - first; ++i) {
+      Real& sum = grad_sums[first + i];
+      if (!grad) {
+        sum = Real(0);
+      } else if (!counts) {
+        sum = grad[i] * share;
+      } else {
+        sum = counts[i] < Real(in.min_count) ? Real(0) : grad[i] / counts[i];  // NaN windows pass on nothing
+      }
     }
-    const int64_t plane = i / windows;
-    const Real count = means[in.count_plane(plane) * windows + (i - plane * windows)];
-    grad_sums[i] = count < Real(in.min_count) ? Real(0) : grad[i] / count;  // NaN windows pass on nothing
+    begin = last;
   }
 }
 

@@ -33,12 +33,17 @@ FASTSEG_CPU_CLONES void sum_boxes_float(const BoxPass& pass, int64_t begin, int6
 }
 
 template <class Real>
-void divide_sums(const PatchEntropyInputs& in, int64_t begin, int64_t end, Real* sums) {
+void divide_sums(const PatchEntropyInputs& in, int64_t begin, int64_t end, const PatchEntropyMeans& sums) {
   const int64_t windows = in.windows();
-  for (int64_t i = begin; i < end; ++i) {
-    const int64_t plane = i / windows;
-    const Real count = sums[in.count_plane(plane) * windows + (i - plane * windows)];
-    sums[i] = count < Real(in.min_count) ? std::numeric_limits<Real>::quiet_NaN() : sums[i] / count;
+  while (begin < end) {
+    const int64_t plane = begin / windows, first = plane * windows, last = std::min(end, first + windows);
+    Real* const of_plane = sums.of_plane<Real>(in, plane);
+    const Real* const counts = sums.of_plane<Real>(in, in.count_plane(plane));
+    for (int64_t i = begin - first; i < last - first; ++i) {
+      const Real count = counts[i];
+      of_plane[i] = count < Real(in.min_count) ? std::numeric_limits<Real>::quiet_NaN() : of_plane[i] / count;
+    }
+    begin = last;
   }
 }
 
@@ -57,12 +62,10 @@ void box_sum_cpu(const BoxPass& pass, bool is_double, int64_t begin, int64_t end
   }
 }
 
-void patch_entropy_divide_cpu(const PatchEntropyInputs& in, int64_t begin, int64_t end, void* sums) {
-  if (in.kind == ScalarKind::kFloat64) {
-    divide_sums(in, begin, end, static_cast<double*>(sums));
-  } else {
-    divide_sums(in, begin, end, static_cast<float*>(sums));
-  }
+void patch_entropy_divide_cpu(const PatchEntropyInputs& in, int64_t begin, int64_t end,
+                              const PatchEntropyMeans& sums) {
+  in.kind == ScalarKind::kFloat64 ? divide_sums<double>(in, begin, end, sums)
+                                  : divide_sums<float>(in, begin, end, sums);
 }
 
 }  // namespace fastseg

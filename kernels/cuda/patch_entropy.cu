@@ -123,15 +123,15 @@ __global__ void __launch_bounds__(kThreads) box_kernel(BoxPass pass, const Real*
 }
 
 template <class Real>
-__global__ void __launch_bounds__(kThreads) divide_kernel(PatchEntropyInputs in, Real* sums) {
-  const int64_t windows = in.windows(), planes = in.entropy_planes() + in.confidence_planes();
-  for (int64_t plane = blockIdx.y; plane < planes; plane += gridDim.y)
-    for (int64_t window = blockIdx.x * int64_t(kThreads) + threadIdx.x; window < windows;
-         window += int64_t(gridDim.x) * kThreads) {
-      const int64_t i = plane * windows + window;
-      const Real count = sums[in.count_plane(plane) * windows + window];
-      sums[i] = count < Real(in.min_count) ? Real(NAN) : sums[i] / count;
-    }
+__global__ void __launch_bounds__(kThreads) divide_kernel(PatchEntropyInputs in, PatchEntropyMeans sums) {
+  const int64_t windows = in.windows(), window = blockIdx.x * int64_t(kThreads) + threadIdx.x;
+  if (window >= windows) return;
+  const MapOfBlock<Real> map(in, sums);
+  for (int64_t plane = blockIdx.y; plane < map.planes; plane += gridDim.y) {
+    const Real count = static_cast<const Real*>(sums.counts)[map.count_plane(plane) * windows + window];
+    Real& mean = map.windows[plane * windows + window];
+    mean = count < Real(in.min_count) ? Real(NAN) : mean / count;
+  }
 }
 
 cudaError_t blocks_for(int64_t units, int* blocks) {
@@ -179,14 +179,13 @@ cudaError_t box_sum_cuda(const BoxPass& pass, bool is_double, const void* source
                 static_cast<float*>(target));
 }
 
-cudaError_t patch_entropy_divide_cuda(const PatchEntropyInputs& in, void* sums, cudaStream_t stream) {
-  dim3 grid;
-  const cudaError_t status = plane_grid(in, kThreads, &grid);
-  if (status != cudaSuccess || grid.x == 0) return status;
-  if (in.kind == ScalarKind::kFloat64) {
-    return launch(divide_kernel<double>, grid, kThreads, 0, stream, in, static_cast<double*>(sums));
-  }
-  return launch(divide_kernel<float>, grid, kThreads, 0, stream, in, static_cast<float*>(sums));
+cudaError_t patch_entropy_divide_cuda(const PatchEntropyInputs& in, const PatchEntropyMeans& sums,
+                                      cudaStream_t stream) {
+  const dim3 grid = map_grid(in, in.windows(), kThreads, 2);
+  if (grid.x == 0 || grid.y == 0) return cudaSuccess;
+  const bool is_double = in.kind == ScalarKind::kFloat64;
+  return launch(is_double ? divide_kernel<double> : divide_kernel<float>, grid, kThreads, 0, stream, in,
+                sums);
 }
 
 }  // namespace fastseg

@@ -13,19 +13,21 @@ constexpr int kThreads = 256;
 
 template <class Real>
 __global__ void __launch_bounds__(kThreads)
-    upstream_kernel(PatchEntropyInputs in, const Real* grad, const Real* means, Real share, Real* grad_sums) {
-  const int64_t windows = in.windows(), planes = in.entropy_planes() + in.confidence_planes();
-  for (int64_t plane = blockIdx.y; plane < planes; plane += gridDim.y)
-    for (int64_t window = blockIdx.x * int64_t(kThreads) + threadIdx.x; window < windows;
-         window += int64_t(gridDim.x) * kThreads) {
-      const int64_t i = plane * windows + window;
-      if (!means) {
-        grad_sums[i] = grad[i] * share;
-        continue;
-      }
-      const Real count = means[in.count_plane(plane) * windows + window];
-      grad_sums[i] = count < Real(in.min_count) ? Real(0) : grad[i] / count;  // NaN windows pass on nothing
+    upstream_kernel(PatchEntropyInputs in, PatchEntropyUpstream upstream, Real share, Real* grad_sums) {
+  const int64_t windows = in.windows(), window = blockIdx.x * int64_t(kThreads) + threadIdx.x;
+  if (window >= windows) return;
+  const MapOfBlock<const Real> map(in, upstream);
+  for (int64_t plane = blockIdx.y; plane < map.planes; plane += gridDim.y) {
+    Real sum = map.windows ? map.windows[plane * windows + window] : Real(0);
+    if (!in.mask) {
+      sum *= share;
+    } else {
+      const auto* const counts = static_cast<const Real*>(upstream.counts);
+      const Real count = counts[map.count_plane(plane) * windows + window];
+      sum = count < Real(in.min_count) ? Real(0) : sum / count;  // NaN windows pass on nothing
     }
+    grad_sums[(map.first + plane) * windows + window] = sum;
+  }
 }
 
 // A thread per vector of kWide neighbours along w. The cell of the first is found by a division, those of the
@@ -96,18 +98,15 @@ cudaError_t start_gradient(const PatchEntropyInputs& in, const void* grad_cells,
 
 cudaError_t patch_entropy_upstream_cuda(const PatchEntropyInputs& in, const PatchEntropyUpstream& upstream,
                                         void* grad_sums, cudaStream_t stream) {
-  dim3 grid;
-  const cudaError_t status = plane_grid(in, kThreads, &grid);
-  if (status != cudaSuccess || grid.x == 0) return status;
+  const dim3 grid = map_grid(in, in.windows(), kThreads, 2);
+  if (grid.x == 0 || grid.y == 0) return cudaSuccess;
   const double share = 1.0 / double(in.patch_voxels());
   if (in.kind == ScalarKind::kFloat64) {
-    return launch(upstream_kernel<double>, grid, kThreads, 0, stream, in,
-                  static_cast<const double*>(upstream.grad), static_cast<const double*>(upstream.means),
-                  share, static_cast<double*>(grad_sums));
+    return launch(upstream_kernel<double>, grid, kThreads, 0, stream, in, upstream, share,
+                  static_cast<double*>(grad_sums));
   }
-  return launch(upstream_kernel<float>, grid, kThreads, 0, stream, in,
-                static_cast<const float*>(upstream.grad), static_cast<const float*>(upstream.means),
-                float(share), static_cast<float*>(grad_sums));
+  return launch(upstream_kernel<float>, grid, kThreads, 0, stream, in, upstream, float(share),
+                static_cast<float*>(grad_sums));
 }
 
 cudaError_t patch_entropy_gradient_cuda(const PatchEntropyInputs& in, const void* grad_cells,

@@ -143,15 +143,35 @@ __device__ __forceinline__ void write_cells(const PatchEntropyInputs& in, const 
   }
 }
 
-// Blocks for the windows of a plane and for the planes of entropies and confidences.
-inline cudaError_t plane_grid(const PatchEntropyInputs& in, int threads, dim3* grid) {
-  int blocks = 0;
-  const cudaError_t status = resident_blocks(kBlocksPerProcessor, &blocks);
-  const int64_t planes = in.entropy_planes() + in.confidence_planes();
-  grid->x = unsigned(planes == 0 ? 0 : std::min<int64_t>((in.windows() + threads - 1) / threads, blocks));
-  grid->y = unsigned(std::min<int64_t>(planes, blocks / std::max(1u, grid->x) + 1));
-  grid->z = 1;
-  return status;
+// The map that a block works on, by blockIdx.z: of entropy, confidence or counts.
+template <class Real>
+struct MapOfBlock {
+  Real* windows;          // null where the map is not given
+  int64_t planes, first;  // of the map; so many planes of other maps come before
+  uint32_t of_count;      // planes of the map for each plane of counts
+
+  template <class Void>
+  __device__ __forceinline__ MapOfBlock(const PatchEntropyInputs& in, const PatchEntropyMaps<Void>& maps)
+      : windows(static_cast<Real*>(blockIdx.z == 0   ? maps.entropy
+                                   : blockIdx.z == 1 ? maps.confidence
+                                                     : maps.counts)),
+        planes(blockIdx.z == 0   ? in.entropy_planes()
+               : blockIdx.z == 1 ? in.confidence_planes()
+                                 : in.count_planes()),
+        first(blockIdx.z == 0   ? 0
+              : blockIdx.z == 1 ? in.entropy_planes()
+                                : in.entropy_planes() + in.confidence_planes()),
+        of_count(blockIdx.z == 1 && in.categorical ? uint32_t(in.channels) : 1) {}
+  __device__ __forceinline__ int64_t count_plane(int64_t plane) const {
+    return of_count == 1 ? plane : int64_t(uint32_t(plane) / of_count);
+  }
+};
+
+// A thread per window or cell of a plane; blockIdx.y goes over planes, blockIdx.z over the first so many
+// maps.
+inline dim3 map_grid(const PatchEntropyInputs& in, int64_t elements, int threads, unsigned maps) {
+  return dim3(unsigned((elements + threads - 1) / threads),
+              unsigned(std::min<int64_t>(in.confidence_planes(), 65535)), maps);
 }
 
 // A block per unit, as far as a grid reaches.

@@ -38,58 +38,56 @@ __device__ __forceinline__ double window_sum(const PatchEntropyInputs& in, const
 
 template <class Real>
 __global__ void __launch_bounds__(kThreads)
-    windows_kernel(PatchEntropyInputs in, double share, const Real* cells, Real* means) {
+    windows_kernel(PatchEntropyInputs in, double share, const Real* cells, PatchEntropyMeans means) {
   const int64_t windows = in.windows(), of_plane = in.cells();
-  const int64_t counts = in.entropy_planes() + in.confidence_planes();  // the first plane of counts
+  const MapOfBlock<Real> map(in, means);
+  const Real* const counts = cells + (in.entropy_planes() + in.confidence_planes()) * of_plane;
   const int64_t number = blockIdx.x * int64_t(kThreads) + threadIdx.x;
   if (number >= windows) return;
   const Position window = position_of(number, in.axis[1].windows, in.axis[2].windows);
-  for (int64_t plane = blockIdx.y; plane < in.planes(); plane += gridDim.y) {
-    double mean = window_sum(in, cells + plane * of_plane, window);
+  for (int64_t plane = blockIdx.y; plane < map.planes; plane += gridDim.y) {
+    double mean = window_sum(in, cells + (map.first + plane) * of_plane, window);
     if (!in.mask) {
       mean *= share;
-    } else if (plane < counts) {
-      const double count = window_sum(in, cells + in.count_plane(plane) * of_plane, window);
+    } else if (blockIdx.z < 2) {
+      const double count = window_sum(in, counts + map.count_plane(plane) * of_plane, window);
       mean = count < double(in.min_count) ? double(NAN) : mean / count;
     }
-    means[plane * windows + number] = Real(mean);
+    map.windows[plane * windows + number] = Real(mean);
   }
 }
 
 template <class Real>
 __global__ void __launch_bounds__(kThreads)
-    grad_cells_kernel(PatchEntropyInputs in, double share, const Real* grad, const Real* means,
-                      Real* grad_cells) {
+    grad_cells_kernel(PatchEntropyInputs in, double share, PatchEntropyUpstream upstream, Real* grad_cells) {
   const WindowAxis &d = in.axis[0], &h = in.axis[1], &w = in.axis[2];
   const int64_t windows = in.windows(), of_plane = in.cells();
+  const MapOfBlock<const Real> map(in, upstream);
   const int64_t number = blockIdx.x * int64_t(kThreads) + threadIdx.x;
   if (number >= of_plane) return;
   const Position cell = position_of(number, h.cells, w.cells);
   Position first, last;
   d.windows_of(cell.d, &first.d, &last.d);
+  if (!map.windows) last.d = first.d;  // no gradient
   h.windows_of(cell.h, &first.h, &last.h);
   w.windows_of(cell.w, &first.w, &last.w);
-  for (int64_t plane = blockIdx.y; plane < in.entropy_planes() + in.confidence_planes(); plane += gridDim.y) {
-    const Real* of_windows = grad + plane * windows;
-    const Real* counts = means ? means + in.count_plane(plane) * windows : nullptr;
+  for (int64_t plane = blockIdx.y; plane < map.planes; plane += gridDim.y) {
+    const Real* const counts = static_cast<const Real*>(upstream.counts);
     double sum = 0;
     for (int32_t z = first.d; z < last.d; ++z)
       for (int32_t y = first.h; y < last.h; ++y) {
-        const int64_t line = (int64_t(z) * h.windows + y) * w.windows;
+        const int64_t line = plane * windows + (int64_t(z) * h.windows + y) * w.windows;
+        const int64_t of_counts = line + (map.count_plane(plane) - plane) * windows;
         for (int32_t x = first.w; x < last.w; ++x) {
-          if (!counts) {
-            sum += double(of_windows[line + x]);
-          } else if (counts[line + x] >= Real(in.min_count)) {  // NaN windows pass nothing on
-            sum += double(of_windows[line + x]) / double(counts[line + x]);
+          if (!in.mask) {
+            sum += double(map.windows[line + x]);
+          } else if (counts[of_counts + x] >= Real(in.min_count)) {  // NaN windows pass nothing on
+            sum += double(map.windows[line + x]) / double(counts[of_counts + x]);
           }
         }
       }
-    grad_cells[plane * of_plane + number] = Real(counts ? sum : share * sum);
+    grad_cells[(map.first + plane) * of_plane + number] = Real(in.mask ? sum : share * sum);
   }
-}
-
-inline dim3 grid_for(int64_t elements, int64_t planes) {
-  return dim3(unsigned((elements + kThreads - 1) / kThreads), unsigned(std::min<int64_t>(planes, 65535)), 1);
 }
 
 template <class Run>
@@ -99,26 +97,25 @@ cudaError_t with_real(const PatchEntropyInputs& in, Run run) {
 
 }  // namespace
 
-cudaError_t patch_entropy_windows_cuda(const PatchEntropyInputs& in, const void* cells, void* means,
-                                       cudaStream_t stream) {
-  const dim3 grid = grid_for(in.windows(), in.planes());
+cudaError_t patch_entropy_windows_cuda(const PatchEntropyInputs& in, const void* cells,
+                                       const PatchEntropyMeans& means, cudaStream_t stream) {
+  const dim3 grid = map_grid(in, in.windows(), kThreads, in.mask ? 3 : 2);
   if (grid.x == 0 || grid.y == 0) return cudaSuccess;
   return with_real(in, [&](auto real) {
     using Real = decltype(real);
     return launch(windows_kernel<Real>, grid, kThreads, 0, stream, in, 1.0 / double(in.patch_voxels()),
-                  static_cast<const Real*>(cells), static_cast<Real*>(means));
+                  static_cast<const Real*>(cells), means);
   });
 }
 
 cudaError_t patch_entropy_grad_cells_cuda(const PatchEntropyInputs& in, const PatchEntropyUpstream& upstream,
                                           void* grad_cells, cudaStream_t stream) {
-  const dim3 grid = grid_for(in.cells(), in.entropy_planes() + in.confidence_planes());
+  const dim3 grid = map_grid(in, in.cells(), kThreads, 2);
   if (grid.x == 0 || grid.y == 0) return cudaSuccess;
   return with_real(in, [&](auto real) {
     using Real = decltype(real);
     return launch(grad_cells_kernel<Real>, grid, kThreads, 0, stream, in, 1.0 / double(in.patch_voxels()),
-                  static_cast<const Real*>(upstream.grad), static_cast<const Real*>(upstream.means),
-                  static_cast<Real*>(grad_cells));
+                  upstream, static_cast<Real*>(grad_cells));
   });
 }
 

@@ -79,7 +79,7 @@ KERNELS = [
          does=loads(*[4] * 4) | {"I2FP": 4, "LDS": 4}, read=4, written=0, instructions=37),
     # A line of two cells of a window; every cell is read by 8 windows, from a cache by 7 of them.
     cuda("patch_entropy windows f32", "patch_entropy_few_cells.cu", "void fastseg::windows_kernel<float>", threads=256,
-         elements=2, does=loads(4, 4), read=0.5, written=0.5, instructions=34),
+         elements=2, does=loads(4, 4), read=0.5, written=0.5, instructions=43),
     # 16 parts from logits and 32 channels; an element is a value of either, a lane has 8 voxels of 6 rows.
     cuda("soft_region_pool forward f32", _SOFT, "void fastseg::product_kernel<4, false>", threads=128, elements=48,
          does=loads(*[16] * 12) | {"HMMA": 48, "MUFU": 24}, read=4, written=0, instructions=36, target=0.70,

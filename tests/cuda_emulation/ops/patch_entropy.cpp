@@ -35,18 +35,20 @@ int has_few_cells(INPUTS, int64_t* few) {
   return 0;
 }
 
-int windows(INPUTS, const void* cells, void* means) {
-  return patch_entropy_windows_cuda(PACKED, cells, means, nullptr);
+int windows(INPUTS, const void* cells, void* entropy, void* confidence, void* counts) {
+  return patch_entropy_windows_cuda(PACKED, cells, {entropy, confidence, counts}, nullptr);
 }
 
-int grad_cells(INPUTS, const void* grad, const void* means, void* grad_cells) {
-  return patch_entropy_grad_cells_cuda(PACKED, {grad, means}, grad_cells, nullptr);
+int grad_cells(INPUTS, const void* entropy, const void* confidence, const void* counts, void* grad_cells) {
+  return patch_entropy_grad_cells_cuda(PACKED, {entropy, confidence, counts}, grad_cells, nullptr);
 }
 
-int divide(INPUTS, void* sums) { return patch_entropy_divide_cuda(PACKED, sums, nullptr); }
+int divide(INPUTS, void* entropy, void* confidence, void* counts) {
+  return patch_entropy_divide_cuda(PACKED, {entropy, confidence, counts}, nullptr);
+}
 
-int upstream(INPUTS, const void* grad, const void* means, void* grad_sums) {
-  return patch_entropy_upstream_cuda(PACKED, {grad, means}, grad_sums, nullptr);
+int upstream(INPUTS, const void* entropy, const void* confidence, const void* counts, void* grad_sums) {
+  return patch_entropy_upstream_cuda(PACKED, {entropy, confidence, counts}, grad_sums, nullptr);
 }
 
 int gradient(INPUTS, const void* grad_cells, void* grad_values) {

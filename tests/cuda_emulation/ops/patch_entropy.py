@@ -38,42 +38,45 @@ class PatchEntropyOps:
         self.emulated, self.seed, self.misaligned = emulated, seed, misaligned
 
     def patch_entropy(self, values, mask, patch_size, stride, categorical, from_logits, min_count):
-        planes = self._planes(values, mask, patch_size, stride, categorical, from_logits, min_count)
-        channels = values.shape[1]
-        maps = [(values.shape[0], k, *planes.shape[1:]) for k in (1 if categorical else channels, channels)]
-        maps.append((0,) if mask is None else maps[0])
-        parts = planes.flatten().split([math.prod(shape) for shape in maps])
-        return tuple(part.reshape(shape).clone() for part, shape in zip(parts, maps, strict=True))
-
-    def _planes(self, values, mask, patch_size, stride, categorical, from_logits, min_count):
         inputs, axes, real = self._inputs(
             values, mask, patch_size, stride, categorical, from_logits, min_count, _LONGEST
         )
         batch, channels = values.shape[:2]
-        of_entropy = batch if categorical else batch * channels
-        planes = of_entropy + batch * channels + (0 if mask is None else of_entropy)
         facts = [self._axis(*axis, _LONGEST) for axis in axes]
         scale = 1.0 if mask is not None else 1.0 / math.prod(patch for _, patch, _ in axes)
         shape = [cells for _, _, cells, *_ in facts]
-        passes = [i for i in (2, 1, 0) if facts[i][:2] != [1, 1]]
-        sums = _nan((planes, *shape), real)
+        windows = [(size - patch) // step + 1 for size, patch, step in axes]
+        of_entropy = 1 if categorical else channels
+        maps = [_nan((batch, k, *windows), real) for k in (of_entropy, channels, of_entropy)]
+        if mask is None:
+            maps[2] = torch.empty(0, dtype=real)
+        entropy, confidence, counts = maps
+        planes = [one.numel() // math.prod(windows) if math.prod(windows) else 0 for one in maps]
+        sums = _nan((sum(planes), *shape), real)
         if self._has_few_cells(inputs):
             self._call("cells", **inputs, scale=1.0, sums=Output(sums))
-            shape = [(size - patch) // step + 1 for size, patch, step in axes]
-            means = _nan((planes, *shape), real)
-            self._call("windows", **inputs, cells=Input(sums), means=Output(means))
-            return means.view(planes, *shape[3 - len(patch_size) :])
-        self._call("cells", **inputs, scale=1.0 if passes else scale, sums=Output(sums))
-        for number in passes:
-            outer, inner = planes * math.prod(shape[:number]), math.prod(shape[number + 1 :])
-            shape[number] = (axes[number][0] - axes[number][1]) // axes[number][2] + 1
-            factor = scale if number == passes[-1] else 1.0
-            target = _nan((planes, *shape), real)
-            self._box_sum(axes[number], _LONGEST, 0, outer, inner, factor, sums, InOut(target))
-            sums = target
-        if mask is not None:
-            self._call("divide", **inputs, sums=InOut(sums))
-        return sums.view(planes, *shape[3 - len(patch_size) :])
+            out = {"entropy": Output(entropy), "confidence": Output(confidence)}
+            out["counts"] = None if mask is None else Output(counts)
+            self._call("windows", **inputs, cells=Input(sums), **out)
+        else:
+            *passes, last = [i for i in (2, 1, 0) if facts[i][:2] != [1, 1]]
+            self._call("cells", **inputs, scale=1.0, sums=Output(sums))
+            for number in passes:
+                outer, inner = sum(planes) * math.prod(shape[:number]), math.prod(shape[number + 1 :])
+                shape[number] = windows[number]
+                target = _nan((sum(planes), *shape), real)
+                self._box_sum(axes[number], _LONGEST, 0, outer, inner, 1.0, sums, InOut(target))
+                sums = target
+            inner = math.prod(shape[last + 1 :])
+            for one, part in zip(maps, sums.split(planes), strict=True):
+                outer = len(part) * math.prod(shape[:last])
+                if one.numel():
+                    self._box_sum(axes[last], _LONGEST, 0, outer, inner, scale, part.clone(), InOut(one))
+            if mask is not None:
+                out = {"entropy": InOut(entropy), "confidence": InOut(confidence), "counts": Input(counts)}
+                self._call("divide", **inputs, **out)
+        here = len(patch_size)
+        return tuple(one if one.dim() == 1 else one.view(*one.shape[:2], *windows[3 - here :]) for one in maps)
 
     def patch_entropy_backward(self, grad_entropy, grad_confidence, values, mask, counts, *options):
         patch_size, stride, categorical, from_logits, min_count = options
@@ -84,17 +87,12 @@ class PatchEntropyOps:
         planes = (batch if categorical else batch * channels) + batch * channels
         shape = [(size - patch) // step + 1 for size, patch, step in axes]
         sums = _nan((planes, *shape), real)
-        zeros = torch.zeros((planes, *shape), dtype=real).split([planes - batch * channels, batch * channels])
-        given = [*zeros, torch.empty(0, dtype=real)]
-        for number, one in enumerate((grad_entropy, grad_confidence, counts)):
-            given[number] = given[number] if one is None else one.detach()
-        grad = torch.cat([one.flatten() for one in given]).view(-1, *shape)
-        means = None if counts is None else Input(grad)
+        given = {"entropy": grad_entropy, "confidence": grad_confidence, "counts": counts}
+        given = {n: None if one is None else Input(one.detach().contiguous()) for n, one in given.items()}
         few = self._has_few_cells(inputs)
         if few:
             sums = _nan((planes, *(self._axis(*axis, _UNSPLIT)[2] for axis in axes)), real)
-        step = "grad_cells" if few else "upstream"
-        self._call(step, **inputs, grad=Input(grad), means=means, sums=Output(sums))
+        self._call("grad_cells" if few else "upstream", **inputs, **given, sums=Output(sums))
         for number, axis in enumerate(() if few else axes):
             per_stride, per_window, cells, heads, tails = self._axis(*axis, _UNSPLIT)
             if per_stride == per_window == 1:
