@@ -173,7 +173,7 @@ def test_compile_in_one_graph(device, backend):
         loss = function(*leaves)
         loss.backward()
         results.append((loss.detach(), *(leaf.grad for leaf in leaves)))
-    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-5)  # gradients are up to 3.5
 
 
 @devices
