@@ -76,7 +76,9 @@ class PatchEntropyOps:
                 out = {"entropy": InOut(entropy), "confidence": InOut(confidence), "counts": Input(counts)}
                 self._call("divide", **inputs, **out)
         here = len(patch_size)
-        return tuple(one if one.dim() == 1 else one.view(*one.shape[:2], *windows[3 - here :]) for one in maps)
+        return tuple(
+            one if one.dim() == 1 else one.view(*one.shape[:2], *windows[3 - here :]) for one in maps
+        )
 
     def patch_entropy_backward(self, grad_entropy, grad_confidence, values, mask, counts, *options):
         patch_size, stride, categorical, from_logits, min_count = options
