@@ -7,6 +7,7 @@ import random
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from tests.project import ENVIRONMENT, Finished
@@ -51,7 +52,9 @@ def launch(count: int, *arguments: object) -> list[Finished]:
 def _free_port() -> int:
     # Below those that the system gives to outgoing connections, one of which may take a port as soon as it is free.
     while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)):
-                return port
+        port = random.SystemRandom().randrange(
+            20_000, 32_000
+        )  # random itself is seeded alike in every worker of pytest
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

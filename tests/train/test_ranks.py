@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -151,6 +152,26 @@ def test_places_are_shared_out_in_order() -> None:
     assert len({len(share) for share in shares}) == 1
     with pytest.raises(InputError, match=r"multiple of the number of processes, 3, got 4"):
         Ranks(0, 3).places(4)
+
+
+def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        where = ("127.0.0.1", str(taken.getsockname()[1]))
+        for name, value in zip(
+            ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"),
+            ("2", "0", "0", *where),
+            strict=True,
+        ):
+            monkeypatch.setenv(name, value)
+        with (
+            pytest.raises(
+                InputError, match=f"cannot meet at MASTER_ADDR:MASTER_PORT, {':'.join(where)}: .*in use"
+            ),
+            join("cpu"),
+        ):
+            pass
 
 
 def test_an_incomplete_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,13 @@ def join(device: str = "auto") -> Iterator[Ranks]:
     own = _own_device(device, _number("LOCAL_RANK"))
     if own.type == "cuda":
         torch.cuda.set_device(own)
-    store, _, _ = next(dist.rendezvous("env://", rank, count))
+    try:
+        store, _, _ = next(dist.rendezvous("env://", rank, count))
+    except dist.DistError as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise InputError(
+            f"the processes of the run cannot meet at MASTER_ADDR:MASTER_PORT, {where}: {str(error).splitlines()[0]}"
+        ) from error
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo",
         store=dist.PrefixStore("fastseg", store),
