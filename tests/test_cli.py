@@ -403,6 +403,7 @@ def test_a_region_mirror_images_and_zarr(trained: Path) -> None:
     assert "the range z 0:2000 must lie within" in done.stderr
 
 
+@pytest.mark.long
 def test_two_processes_predict_one_volume(trained: Path) -> None:
     raw, shared, alone = f"{trained}/phantoms.h5:/raw", trained / "shared.h5", trained / "alone.h5"
     arguments = (trained / "run", "--raw", raw, "--set", "predict.block_voxels=32768", "--output")

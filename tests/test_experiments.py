@@ -117,6 +117,7 @@ def patch_contrast(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleTyp
     return module
 
 
+@pytest.mark.long
 def test_patch_contrast_has_a_row_per_arm_and_seed_once(
     patch_contrast: ModuleType,
     tmp_path: Path,

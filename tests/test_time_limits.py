@@ -85,6 +85,7 @@ def test_what_no_signal_can_end_ends_the_process(tmp_path: Path, hang: str, plug
     )
 
 
+@pytest.mark.long
 def test_a_worker_that_is_ended_is_replaced(tmp_path: Path) -> None:
     code, output = run(tmp_path, WAIT_IN_C, "-p", "timeout", "-p", "xdist", "-n1")
     assert code == 1

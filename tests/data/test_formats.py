@@ -114,6 +114,7 @@ for _ in range(10):
 """
 
 
+@pytest.mark.long
 def test_forked_and_spawned_processes_read(tmp_path: Path) -> None:
     """Children forked while threads read neither hang nor read anything else."""
     paths = []

@@ -75,6 +75,7 @@ def test_peak_memory_is_the_same_for_2_and_16_gigabytes(tmp_path: Path) -> None:
     print(f"peak resident memory beyond the imports in MiB: {small:.1f} and {large:.1f}, stated {stated:.1f}")
 
 
+@pytest.mark.long
 def test_peak_memory_stays_near_what_is_stated(tmp_path: Path) -> None:
     grown, stated = peak(make_sparse(tmp_path / "v.h5", (256, 512, 1024)), 60)
     assert grown < stated + 64

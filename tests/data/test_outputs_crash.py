@@ -25,9 +25,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("kind", "how"),
     [
-        (kind, how)
-        if (kind, how) in (("h5", "steps"), ("zarr", "random"))
-        else pytest.param(kind, how, marks=pytest.mark.long)
+        (kind, how) if (kind, how) == ("h5", "steps") else pytest.param(kind, how, marks=pytest.mark.long)
         for kind in ("h5", "zarr", "sharded")
         for how in ("random", "steps", "ranks")
     ],

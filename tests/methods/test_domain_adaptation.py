@@ -170,6 +170,7 @@ def test_check_names_phases_and_target(scene: Path) -> None:
     assert fastseg("check", "--seconds", 0.2, scene, "domain_adaptation.strategy=ynet").returncode == 0
 
 
+@pytest.mark.long
 def test_none_is_supervised_training_and_may_begin_with_weights(scene: Path) -> None:
     run = train(config_of(scene, "none"), quiet=True)
     same = (

@@ -157,6 +157,7 @@ def test_labels_may_choose_instead(tmp_path: Path) -> None:
     assert next(iter(results.values())).dice > 0.8
 
 
+@pytest.mark.long
 def test_volumes_are_segmented_in_3d(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     z, y, x = np.mgrid[:14, :60, :64]

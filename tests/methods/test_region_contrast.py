@@ -74,6 +74,7 @@ def test_training_begins_at_the_pretrained_weights(scene: Path) -> None:
         torch.testing.assert_close(after[name], before[name], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [("region_contrast.memory=40",), ("region_contrast.pretext=masked",)])
 def test_a_broken_run_goes_on_as_if_it_had_not_been(scene: Path, options: tuple[str, ...]) -> None:
     whole = train(config_of(scene, *options), quiet=True).load()["network"]
@@ -88,6 +89,7 @@ def test_a_broken_run_goes_on_as_if_it_had_not_been(scene: Path, options: tuple[
         assert torch.equal(value, resumed[name]), name
 
 
+@pytest.mark.long
 def test_every_pretext_learns(scene: Path) -> None:
     for pretext, steps, less in (("regions", 60, 0.9), ("masked", 60, 0.9), ("images", 200, 0.98)):
         options = (f"region_contrast.pretext={pretext}", f"train.steps={steps}", "train.learning_rate=3e-3")
@@ -103,6 +105,7 @@ def test_every_pretext_learns(scene: Path) -> None:
         assert after < less * before, pretext
 
 
+@pytest.mark.long
 def test_views_of_a_volume(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     np.save(tmp_path / "volume.npy", rng.integers(0, 255, (24, 40, 40), np.uint8))
@@ -166,6 +169,7 @@ def test_the_linear_probe_is_told_apart_by_its_features(scene: Path) -> None:
         task_of(config_of(scene, held_out))
 
 
+@pytest.mark.long
 def test_labels_change_nothing_that_is_learnt(scene: Path) -> None:
     labelled = f"data.train=[{{raw: {scene}/images/*.png, labels: {scene}/truth/*.png}}]"
     first = train(config_of(scene), quiet=True).load()["network"]

@@ -42,14 +42,15 @@ def step_gradients(rank: int, config: Config, count: int) -> tuple[float, list[t
     return sum(losses), grads, torch.zeros(0) if memory is None else memory.rows
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [
         ("region_contrast.memory=32",),
-        pytest.param(("region_contrast.negatives=image",), marks=pytest.mark.long),
-        pytest.param(("region_contrast.semantic_weight=0",), marks=pytest.mark.long),
-        pytest.param(("region_contrast.pretext=masked",), marks=pytest.mark.long),
-        pytest.param(("region_contrast.pretext=images", "region_contrast.memory=8"), marks=pytest.mark.long),
+        ("region_contrast.negatives=image",),
+        ("region_contrast.semantic_weight=0",),
+        ("region_contrast.pretext=masked",),
+        ("region_contrast.pretext=images", "region_contrast.memory=8"),
     ],
 )
 def test_two_processes_are_one_with_the_joined_batch(

@@ -158,6 +158,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return RunFolder(folder).load()["network"]
 
 
+@pytest.mark.long
 def test_nothing_is_learnt_from_masks_that_are_held_out(config: Path) -> None:
     folder = config.parent
     assert fastseg("train", config, *OPTIONS, f"output={folder}/first").returncode == 0

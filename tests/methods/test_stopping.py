@@ -49,6 +49,7 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("more", [[], ["data.patch=[32, 32]", "network.pooling=[2, 2]"]], ids=["3D", "2D"])
 def test_the_same_checkpoint_is_chosen_whatever_the_target_labels_say(config: Path, more: list[str]) -> None:
     runs = {
@@ -70,6 +71,7 @@ def test_the_same_checkpoint_is_chosen_whatever_the_target_labels_say(config: Pa
     assert bests["withheld"]["step"] == nearest["step"]
 
 
+@pytest.mark.long
 def test_it_measures_what_predict_writes_and_the_labels(config: Path) -> None:
     run = train(config, "run", GIVEN, "data.train.0.annotated=null")
     folder = config.parent
@@ -97,6 +99,7 @@ def test_it_measures_what_predict_writes_and_the_labels(config: Path) -> None:
     assert last["morphology_distance"] == pytest.approx(abs(found - expected), abs=1e-12)
 
 
+@pytest.mark.long
 def test_annotated_slices_are_measured_by_themselves(config: Path) -> None:
     with h5py.File(config.parent / "phantoms.h5", "r+") as file:
         labels, mask = file["somata"][:], np.zeros((24, 64, 64), "u1")
@@ -151,6 +154,7 @@ def test_patience_ends_a_run_that_comes_no_nearer(config: Path) -> None:
     assert [row["step"] for row in rows(run)] == [4, 8]
 
 
+@pytest.mark.long
 def test_looks_begin_after_a_share_of_the_steps(config: Path) -> None:
     run = train(config, "run", WITHHELD, "train.stop.after=0.4")  # 9.6 steps
     assert [row["step"] for row in rows(run)] == [12, 16, 20, 24]
@@ -163,6 +167,7 @@ def test_looks_begin_after_a_share_of_the_steps(config: Path) -> None:
     assert "train.stop.after: input should be less than 1, got 1" in refused.stderr
 
 
+@pytest.mark.long
 def test_source_labels_are_measured_once(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = train(config, "run", WITHHELD)
     (Path(run) / "checkpoints" / "step_00000024.pt").unlink()
@@ -192,6 +197,7 @@ def test_both_networks_of_sparse_2d3d_choose_by_it(config: Path) -> None:
         assert json.loads((folder / stopping.SOURCE_FILE).read_text())["components"] == "slices"
 
 
+@pytest.mark.long
 def test_validation_is_for_the_record(config: Path) -> None:
     held_out = "data.validation=[{raw: phantoms.h5:/raw, labels: phantoms.h5:/somata, region: {z: [12, 24]}}]"
     run = train(config, "run", WITHHELD, held_out, "train.validate_every=6")

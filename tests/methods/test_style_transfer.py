@@ -187,6 +187,7 @@ def test_places_are_drawn_for_each_image_by_itself(scene: Path) -> None:
     assert not torch.equal(places[0], task._places(given, 4)[0])
 
 
+@pytest.mark.long
 def test_a_broken_run_goes_on_as_if_it_had_not_been(scene: Path) -> None:
     whole = train(config_of(scene), ranks=Ranks(), quiet=True)
     config = config_of(scene, f"output={scene / 'other'}")

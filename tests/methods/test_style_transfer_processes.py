@@ -45,7 +45,8 @@ def gradients(rank: int, config: Config, count: int) -> tuple[dict[str, float], 
     return row, found
 
 
-@pytest.mark.parametrize("options", [(), pytest.param(("style.identity=false",), marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("options", [(), ("style.identity=false",)])
 def test_two_processes_are_one_with_the_joined_batch(
     scene: Path, tmp_path: Path, options: tuple[str, ...]
 ) -> None:

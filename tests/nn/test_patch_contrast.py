@@ -251,6 +251,7 @@ def share(rank: int, processes: int) -> tuple[torch.Tensor, ...]:
     return terms.loss.detach(), terms.entropy, terms.samples.corners, mine.grad / processes
 
 
+@pytest.mark.long
 def test_two_processes_have_the_loss_of_one(tmp_path: Path) -> None:
     parts = in_processes(share, 2, tmp_path, 2)
     confidence = blobs((4, 2, 40, 40))

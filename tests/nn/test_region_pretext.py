@@ -189,6 +189,7 @@ def rank_share(rank: int, pair: list[list[Tensor]], memory: Tensor, options: dic
     return terms.loss.detach(), gradients(terms.loss, mine)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("negatives", ["batch", "image"])
 def test_two_processes_have_the_loss_of_one(tmp_path: Path, negatives: str) -> None:
     pair = views((4, 6, 6))

@@ -39,6 +39,7 @@ def test_under_the_interpreter(file):
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 30
 
 
+@pytest.mark.long
 def test_a_few_under_the_interpreter():
     done = run(f"tests/ops/{FILES[1]}", "-k", "cold or every_digit or integer_types or layouts")
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

@@ -84,7 +84,8 @@ def test_file_holds_segmentation_and_probability(tmp_path: Path) -> None:
     assert (stored.channels, stored.shape, stored.label) == (2, (18, 33, 41), "two.h5:/segmentation")
 
 
-@pytest.mark.parametrize("kind", [pytest.param("h5", marks=pytest.mark.long), "zarr"])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["h5", "zarr"])
 def test_killed_at_any_moment_and_gone_on_with(
     tmp_path: Path, processes: multiprocessing.context.ForkServerContext, kind: str
 ) -> None:

@@ -26,6 +26,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_on_several_sizes(tmp_path_factory.mktemp("voxel_size"))
 
 
+@pytest.mark.long
 def test_predictions_are_on_the_grid_of_the_file(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trained / "run"
     done = fastseg("predict", run)

@@ -194,6 +194,7 @@ print(status("VmHWM"), time.process_time())
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("shapes", "window", "block_voxels"),
     [

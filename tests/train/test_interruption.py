@@ -79,6 +79,7 @@ def test_one_two_one_processes_are_one(tmp_path: Path) -> None:
         assert b == pytest.approx(a, rel=5e-3)
 
 
+@pytest.mark.long
 def test_torchrun_refuses_a_batch_that_cannot_be_shared_out(tmp_path: Path) -> None:
     config = make_project(tmp_path)
     done = subprocess.run(

@@ -39,6 +39,7 @@ def test_resident_or_streamed_is_the_same_run(config: Path) -> None:
     assert found["resident"] != found["apart"]
 
 
+@pytest.mark.long
 def test_check_says_how_patches_come(config: Path) -> None:
     resident = fastseg("check", config)
     assert "patches: copied from volumes kept on the device" in resident.stdout, resident.stderr

@@ -84,6 +84,7 @@ def test_two_updates_per_step_are_those_of_one_process(agreement: Path) -> None:
     torch.testing.assert_close(two.load()["network"], one.load()["network"], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.long
 def test_training_in_two_processes_is_that_of_one(tmp_path: Path) -> None:
     make_project(tmp_path)
     worker.scenario("train", tmp_path, f"output={tmp_path}/one", *EVERYTHING)
@@ -103,12 +104,13 @@ def weights(state: dict) -> list[torch.Tensor]:
     return [*state["network"].values(), *state["average"]["average"].values()]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        pytest.param("input", "volume 7 is made of cheese", marks=pytest.mark.long),
+        ("input", "volume 7 is made of cheese"),
         ("stuck", "process 1 ended the run: volume 7 is made of cheese"),
-        pytest.param("bug", "KeyError: 'lost key'", marks=pytest.mark.long),
+        ("bug", "KeyError: 'lost key'"),
         ("killed", "its own output says why"),
     ],
 )
@@ -131,6 +133,7 @@ def test_an_error_in_one_process_ends_both(tmp_path: Path, how: str, message: st
         assert (second.returncode, second.stderr) == (2, f"fastseg: {message}\n")
 
 
+@pytest.mark.long
 def test_all_stop_at_the_same_step_when_one_is_asked_to(tmp_path: Path) -> None:
     make_project(tmp_path)
     first, second = launch(2, "trouble", tmp_path, "asked")

@@ -58,6 +58,7 @@ def test_trial_runs_of_a_few_steps(config: Path, steps: int) -> None:
     assert [step for step, _ in losses(config.parent / "run")] == list(range(steps))
 
 
+@pytest.mark.long
 def test_reader_threads_do_not_change_the_run(config: Path) -> None:
     for threads in (1, 3):
         done = fastseg("train", config, f"output={config.parent}/{threads}", f"data.threads={threads}")
@@ -65,6 +66,7 @@ def test_reader_threads_do_not_change_the_run(config: Path) -> None:
     assert losses(config.parent / "1") == losses(config.parent / "3")
 
 
+@pytest.mark.long
 def test_full_disk_at_a_checkpoint_keeps_the_last_good_one(config: Path) -> None:
     run = RunFolder(config.parent / "run")
     assert fastseg("train", config).returncode == 0

@@ -28,6 +28,7 @@ def measures(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "validation.jsonl").open()]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ema", ["train.ema=0.8", "train.ema=null"])
 def test_measures_are_those_of_predict_and_evaluate(tmp_path: Path, ema: str) -> None:
     config, run = make_project(tmp_path), tmp_path / "run"
@@ -118,6 +119,7 @@ def test_exclusive_classes_have_a_dice_each_and_the_cross_entropy(tmp_path: Path
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.long
 def test_training_is_the_same_with_and_without_validation(tmp_path: Path) -> None:
     config = make_project(tmp_path)
     for name, overrides in (("with", [HELD_OUT, "train.validate_every=4"]), ("without", [])):
@@ -141,6 +143,7 @@ def test_validation_volumes_must_fit(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_too_little_memory_says_what_to_lower(tmp_path: Path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
