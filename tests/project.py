@@ -8,6 +8,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,7 @@ def fastseg(*arguments: object) -> Finished:
         redirect_stderr(err),
         patch.object(sys, "argv", ["fastseg", *map(str, arguments)]),
         patch.object(cli, "log_unexpected", _raise),
+        patch.object(threading, "excepthook", threading.excepthook),
     ):
         try:
             cli.main()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -305,6 +306,7 @@ def test_what_nobody_foresaw_is_a_line_and_a_file(
 
     monkeypatch.setattr("fastseg.commands.check.check_run", broken)
     monkeypatch.setattr("sys.argv", ["fastseg", "check", str(config)])
+    monkeypatch.setattr("threading.excepthook", threading.excepthook)
     with pytest.raises(SystemExit, match="1"):
         main()
     assert re.fullmatch(
@@ -316,6 +318,31 @@ def test_what_nobody_foresaw_is_a_line_and_a_file(
     assert "Traceback" in log.read_text()
     assert f"fastseg check {config}" in log.read_text()
     assert "torch" in log.read_text()
+
+
+def test_an_error_in_a_thread_is_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """TensorBoard writes in one. What ends it for want of a file is said by the main thread."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("threading.excepthook", threading.excepthook)
+
+    def work() -> None:
+        for error in (FileNotFoundError(2, "No such file or directory", "events"), KeyError("lost")):
+            thread = threading.Thread(target=raising, args=(error,))
+            thread.start()
+            thread.join()
+
+    def raising(error: Exception) -> None:
+        raise error
+
+    monkeypatch.setattr("fastseg.cli.app", work)
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "fastseg: this should not happen: KeyError: 'lost'. The details are in fastseg-error-"
+    )
+    assert said.count("\n") == 1
+    assert len(list(tmp_path.glob("fastseg-error-*.log"))) == 1
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import threading
 from typing import Annotated, Optional
 
 import typer
@@ -399,6 +400,7 @@ def main() -> None:
 
 def _run() -> int:
     """The exit code."""
+    threading.excepthook = _error_in_thread
     try:
         app()
     except SystemExit as ended:  # as typer's commands end, with help and wrong usage too
@@ -420,6 +422,12 @@ def _run() -> int:
         print(f"fastseg: {said}", file=sys.stderr)
         return code
     return 0
+
+
+def _error_in_thread(ended: threading.ExceptHookArgs) -> None:
+    """One line, where Python prints a trace; none of files, as of TensorBoard's, which the main thread meets, too."""
+    if ended.exc_value is not None and not isinstance(ended.exc_value, OSError):
+        print(f"fastseg: {log_unexpected(ended.exc_value)}", file=sys.stderr)
 
 
 def _explain(error: Exception) -> tuple[str, int]:
