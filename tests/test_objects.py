@@ -173,3 +173,31 @@ def test_the_command_writes_a_table(tmp_path: Path) -> None:
     assert "states no voxel size" in done.stdout
     done = fastseg("measure", tmp_path / "mask.npy", "--output", tmp_path / "t.txt")
     assert "--output must end in .csv" in done.stderr
+
+
+def test_ids_of_a_folder_are_those_of_each_file(tmp_path: Path) -> None:
+    """Ids begin anew in each image: object 1 of one is not object 1 of another."""
+    for folder in ("objects", "images"):
+        (tmp_path / folder).mkdir()
+    for name, width in (("b_10", 3), ("b_2", 4)):
+        ids = np.zeros((6, 8), "u2")
+        ids[:2, :width], ids[4, 1:3] = 1, 2
+        tifffile.imwrite(tmp_path / f"objects/{name}.tif", ids)
+        tifffile.imwrite(tmp_path / f"images/{name}_raw.tif", ids * np.uint16(width))
+    table = tmp_path / "t.csv"
+    arguments = ("measure", tmp_path / "objects", "--output", table, "--overwrite")
+    done = fastseg(*arguments, "--raw", tmp_path / "images")
+    assert done.stdout.startswith(f"wrote {table}: 4 objects\n"), done.stderr
+    with open(table, newline="") as file:
+        rows = [(row["file"], row["id"], row["voxels"], row["mean"]) for row in csv.DictReader(file)]
+    assert rows == [
+        ("b_2.tif", "1", "8", "4"),
+        ("b_2.tif", "2", "2", "8"),
+        ("b_10.tif", "1", "6", "3"),
+        ("b_10.tif", "2", "2", "6"),
+    ]
+    assert f"wrote {table}: 2 objects\n" in fastseg(*arguments, "--stack").stdout
+    tifffile.imwrite(tmp_path / "objects/deep.tif", np.ones((3, 6, 8), "u2"), photometric="minisblack")
+    refused = fastseg(*arguments)
+    assert "deep.tif does not go into one table with the files before" in refused.stderr
+    assert table.exists()

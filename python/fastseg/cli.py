@@ -208,12 +208,18 @@ def segment(
     options = {"what": what, "axes": axes, "channels": channels}
     for path in predict_run(run, raw=image, output=output, overwrite=overwrite, **options):
         print(f"wrote {path}")
+    if axes is None:
+        shown = shlex.join([run, "--raw", image, "--segmented", output])
+        print(f"to look at it: fastseg view {shown}")
 
 
 @app.command()
 def measure(
     objects: Annotated[
-        str, typer.Argument(metavar="OBJECTS", help="A volume or image with a number for each object.")
+        str,
+        typer.Argument(
+            metavar="OBJECTS", help="A volume or image with a number for each object, or a folder of them."
+        ),
     ],
     output: Annotated[str, typer.Option(metavar="CSV", help="The table to write.")],
     raw: Annotated[Optional[str], typer.Option(help="The image, for intensities.")] = None,  # noqa: UP045
@@ -223,13 +229,16 @@ def measure(
         Optional[str],  # noqa: UP045
         typer.Option(metavar="Z,Y,X", help="In micrometres, where OBJECTS does not state it."),
     ] = None,
+    stack: Annotated[
+        bool, typer.Option("--stack", help="OBJECTS is a folder of the slices of one volume.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a table that is there.")] = False,
 ) -> None:
     """Write a table of all objects for a spreadsheet: size, place, shape and intensity, a row each."""
     from fastseg.commands.measure import measure_file
 
     options = {"raw": raw, "axes": axes, "raw_axes": raw_axes, "voxel_size": voxel_size}
-    for line in measure_file(objects, output, overwrite=overwrite, **options):
+    for line in measure_file(objects, output, stack=stack, overwrite=overwrite, **options):
         print(line)
 
 
@@ -246,7 +255,7 @@ def view(
     run: RunPath,
     raw: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="An image to show instead of the run's test or training volumes."),
+        typer.Option(help="An image, or a folder of them, instead of the run's test or training volumes."),
     ] = None,
     segmented: Annotated[
         Optional[str],  # noqa: UP045

@@ -132,6 +132,15 @@ def test_the_command(trained: Path) -> None:
     assert other.returncode == 0, other.stderr
     (pictures,) = pictures_of(target.read_text())
     assert len(pictures) == 24
+    for name in ("cell_2.npy", "cell_10.npy"):
+        for folder in ("images", "found"):
+            (trained / folder).mkdir(exist_ok=True)
+            np.save(trained / folder / name, np.ones((1, 3, len(name)), "u1"))
+    folders = ("--raw", trained / "images", "--segmented", trained / "found")
+    assert fastseg("view", trained / "run", *folders, "--page").returncode == 0
+    assert re.findall("<h2>(.*?)</h2>", target.read_text()) == ["cell_2.npy", "cell_10.npy"]
+    one = fastseg("view", trained / "run", "--raw", trained / "images", "--segmented", trained / "small.npy")
+    assert "must be two files or two folders" in one.stderr
     assert "go together" in fastseg("view", trained / "run", "--raw", raw).stderr
     np.save(trained / "small.npy", np.zeros((2, 3, 4), "u1"))
     refused = fastseg("view", trained / "run", "--raw", raw, "--segmented", trained / "small.npy")

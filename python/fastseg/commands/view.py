@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import sys
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastseg.commands.infer import prediction_path
+from fastseg.data.pairs import file_by_file
 from fastseg.data.volumes import Volume, open_volume
 from fastseg.errors import InputError
 from fastseg.report.viewer import Scene, ids_of, render_viewer
@@ -18,24 +20,22 @@ from fastseg.train.checkpoint import RunFolder, write_atomically
 from fastseg.train.config_file import load_config
 from fastseg.train.inputs import as_stored, open_annotated
 
+_MOST_FILES = 40  # of a folder
+
 
 def view_run(
     path: str, raw: str | None = None, segmented: str | None = None, *, page: bool = False
 ) -> list[str]:
     """Show the test volumes of a run with labels and predictions, or its training volumes where there are none; or
-    ``raw`` with ``segmented``, a file that fastseg predict wrote. page: on a page, though napari is here. Returns what
-    to say."""
+    ``raw`` with ``segmented``, what fastseg predict wrote of it, or two folders of such, of which at most 40 files,
+    evenly spaced, are shown. page: on a page, though napari is here. Returns what to say."""
     run = RunFolder(path)
     config = as_stored(load_config(run.file("config.yaml")))
     if (raw is None) != (segmented is None):
         raise InputError("--raw and --segmented go together: an image and what was found in it")
     if raw is not None and segmented is not None:
-        image, found = open_volume(raw), open_volume(segmented, ids=True)
-        if image.shape != found.shape:
-            raise InputError(
-                f"{segmented} must have the shape of {raw}, {image.shape} (z, y, x), got {found.shape}"
-            )
-        scenes = [Scene(image.label, image, {"prediction": found})]
+        files = file_by_file(raw, segmented, "segmented")
+        scenes = [_predicted(*pair) for pair in files[:: math.ceil(len(files) / _MOST_FILES)]]
     else:
         scenes = []
         for number, entry in enumerate(config.data.test or config.data.train):
@@ -51,6 +51,15 @@ def view_run(
     name = os.path.basename(os.path.abspath(path))
     write_atomically(target, render_viewer(scenes, name).encode())
     return [f"wrote {target}: open it in a browser"]
+
+
+def _predicted(raw: str, segmented: str) -> Scene:
+    image, found = open_volume(raw), open_volume(segmented, ids=True)
+    if image.shape != found.shape:
+        raise InputError(
+            f"{segmented} must have the shape of {raw}, {image.shape} (z, y, x), got {found.shape}"
+        )
+    return Scene(image.label, image, {"prediction": found})
 
 
 def _predictions(run: RunFolder, number: int) -> list[str]:

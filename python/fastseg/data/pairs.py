@@ -8,7 +8,8 @@ import os
 import re
 from collections.abc import Callable, Hashable, Sequence
 
-from fastseg.data.images import bare_name
+from fastseg.data.images import bare_name, image_paths
+from fastseg.data.volumes import is_image_folder
 from fastseg.errors import InputError
 
 # Words that programs and people put before or behind a common name.
@@ -42,6 +43,17 @@ def pair_by_name(images: Sequence[str], others: Sequence[str], what: str = "labe
         f"{what} such as {others[0]} have no name in common with images such as {images[0]}: name them alike, or list "
         "them in a CSV file of raw,labels and give it as pairs"
     )
+
+
+def file_by_file(image: str, other: str, what: str = "labels") -> list[tuple[str, str]]:
+    """A file with the other; of two folders (or patterns) each image with the other of its name."""
+    folders = [is_image_folder(path) for path in (image, other)]
+    if not any(folders):
+        return [(image, other)]
+    if not all(folders):
+        raise InputError(f"{image} and the {what} {other} must be two files or two folders")
+    images = image_paths(image)
+    return list(zip(images, pair_by_name(images, image_paths(other), what), strict=True))
 
 
 def side_by_side(paths: Sequence[str]) -> list[tuple[str, str]] | None:

@@ -86,13 +86,14 @@ def _section(scene: Scene) -> str:
     across = max(min(MOST_SIDE, MOST_SIDE * width * x / (height * y)), 240)
     shape = f"aspect-ratio:{width * x:g}/{height * y:g};height:100%"
     left = f", {len(pictures)} of {depth} slices" if len(pictures) < depth else ""
+    alone = " hidden" * (len(pictures) == 1)
     # A "<" within a script could end it.
     data = json.dumps(pictures).replace("<", "\\u003c")
     return (
         f"<section><h2>{escape(scene.title)}{left}</h2>"
         f'<div class="stack" style="width:{across:.0f}px"><img data-layer="0" alt="" style="{shape}">{over}</div>'
-        f'<p><input type="range" min="0" max="{len(pictures) - 1}" value="{len(pictures) // 2}"> <output></output></p>'
-        f'<p>{boxes}</p><script type="application/json">{data}</script></section>'
+        f'<p{alone}><input type="range" min="0" max="{len(pictures) - 1}" value="{len(pictures) // 2}"> '
+        f'<output></output></p><p>{boxes}</p><script type="application/json">{data}</script></section>'
     )
 
 
