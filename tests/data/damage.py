@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Damages a stored volume in many ways and reads it each time; run by test_damaged.py.
 
-    python -m tests.data.damage FOLDER VARIANT FIRST LAST
+    python -m tests.data.damage FOLDER KIND FIRST LAST
 
 Prints how many of the damages were named and how many did no harm. Anything but an InputError that names the
 file, or what was stored where a checksum guards it, ends the run with a message; so does a crash or a hang.
@@ -179,5 +179,7 @@ if __name__ == "__main__":
     faulthandler.enable()
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (4 << 30), resource.RLIM_INFINITY))
+    if not variants_of(sys.argv[2]):
+        sys.exit(f"KIND must be one of {', '.join({case.kind: 0 for case, _ in VARIANTS.values()})}")
     for variant in variants_of(sys.argv[2]):
         print(variant, *run(Path(sys.argv[1]) / variant, variant, int(sys.argv[3]), int(sys.argv[4])))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -129,3 +130,29 @@ def test_a_label_map_takes_the_more_probable_of_what_is_segmented(tmp_path: Path
     assert len(np.unique(expected)) == 4
     with pytest.raises(InputError, match=r"channel for each of the classes \[1, 2\]"):
         LabelMapSource(s, p, [1, 2])
+
+
+@pytest.mark.parametrize("suffix", [".ome.tif", ".ome.zarr", ".nii.gz"])
+def test_a_part_says_where_it_lies(tmp_path: Path, suffix: str) -> None:
+    """What is found in a part of a file has no place of its own: that of the part counts."""
+    part = given(tmp_path, (2, 6, 13, 17)).crop((2, 3, 5), (5, 9, 11))
+    np.save(tmp_path / "found.npy", part[:])
+    found = open_volume(tmp_path / "found.npy")
+    found.voxel_size = SIZE
+    path = f"{tmp_path}/out{suffix}"
+    export_volume(found, path, like=part)
+    expected = np.multiply((2, 3, 5), SIZE)
+    if suffix == ".ome.tif":
+        with tifffile.TiffFile(path) as file:
+            planes = [e for e in ElementTree.fromstring(file.ome_metadata).iter() if e.tag.endswith("Plane")]
+        places = [[float(plane.get(f"Position{axis}")) for axis in "ZYX"] for plane in planes]
+        np.testing.assert_allclose(places, [np.add(expected, (i // 2 * SIZE[0], 0, 0)) for i in range(6)])
+        assert planes[0].get("PositionXUnit") == "µm"
+    elif suffix == ".ome.zarr":
+        attributes = json.loads((tmp_path / "out.ome.zarr/zarr.json").read_text())["attributes"]
+        (scale, move) = attributes["ome"]["multiscales"][0]["datasets"][0]["coordinateTransformations"]
+        np.testing.assert_allclose(scale["scale"][-3:], SIZE)
+        np.testing.assert_allclose(move["translation"][-3:], expected)
+    else:
+        nibabel = pytest.importorskip("nibabel")
+        np.testing.assert_allclose(nibabel.load(path).affine[:3, 3], expected[::-1], rtol=1e-6)

@@ -13,7 +13,7 @@ import numpy as np
 from fastseg.data.nifti import NIFTI_SUFFIXES
 from fastseg.data.ome_zarr import write_ome_zarr
 from fastseg.data.sources import need, reason
-from fastseg.data.volumes import Volume
+from fastseg.data.volumes import Box, Volume
 from fastseg.errors import InputError
 
 _OME_SUFFIXES = (".ome.tif", ".ome.tiff")
@@ -31,24 +31,26 @@ def export_volume(volume: Volume, path: str, *, like: Volume | None = None) -> N
     ``.tif``: for ImageJ and Fiji, with a voxel size in micrometres, as they read up to 4 GB, beyond that OME-TIFF.
     ``.ome.tif``: Zlib, BigTIFF where it must be. Both leave out an axis z of size 1. ``.ome.zarr``: see
     ``write_ome_zarr``. ``.nii``, ``.nii.gz``: in memory as a whole; the affine is that of ``like`` where this is a
-    NIfTI too. ``.npy``: (z, y, x) or (c, z, y, x). ``.png``: of one image and channel. float16 becomes float32.
+    NIfTI too. These three say where a part lies in its file: at the ``origin`` of ``like``, else of ``volume``.
+    ``.npy``: (z, y, x) or (c, z, y, x). ``.png``: of one image and channel. float16 becomes float32.
     InputError where the format cannot hold the volume or the disk is full.
     """
     suffix = next(s for s in EXPORT_SUFFIXES if path.lower().endswith(s))
     partial = f"{path[: -len(suffix)]}.partial{suffix}"
+    origin = (volume if like is None else like).origin
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         if suffix == _OME_ZARR:
-            write_ome_zarr(volume, path, _stored_dtype(volume))
+            write_ome_zarr(volume, path, _stored_dtype(volume), origin)
             return
         if suffix in NIFTI_SUFFIXES:
-            _write_nifti(volume, partial, like)
+            _write_nifti(volume, partial, like, origin)
         elif suffix == ".npy":
             _write_npy(volume, partial)
         elif suffix == ".png":
             _write_png(volume, partial, path)
         else:
-            _write_tiff(volume, partial, suffix in _OME_SUFFIXES)
+            _write_tiff(volume, partial, suffix in _OME_SUFFIXES, origin)
         os.replace(partial, path)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {reason(error)}") from error
@@ -81,7 +83,7 @@ def _planes(volume: Volume) -> Iterator[np.ndarray]:
         yield volume[z : z + 1][:, 0].astype(_stored_dtype(volume), copy=False)
 
 
-def _write_tiff(volume: Volume, path: str, ome: bool) -> None:
+def _write_tiff(volume: Volume, path: str, ome: bool, origin: Box) -> None:
     import tifffile
 
     (z, y, x), channels, dtype = volume.shape, volume.channels, _stored_dtype(volume)
@@ -96,6 +98,8 @@ def _write_tiff(volume: Volume, path: str, ome: bool) -> None:
         if ome:
             for axis, value in zip("ZYX", volume.voxel_size, strict=True):
                 metadata |= {f"PhysicalSize{axis}": value, f"PhysicalSize{axis}Unit": "µm"}
+            if any(origin):
+                metadata["Plane"] = _places(origin, volume)
         else:
             metadata |= {"spacing": depth, "unit": "um"}
             options["resolution"] = (1 / width, 1 / height)
@@ -111,6 +115,20 @@ def _write_tiff(volume: Volume, path: str, ome: bool) -> None:
             metadata=metadata,
             **options,
         )
+
+
+def _places(origin: Box, volume: Volume) -> dict[str, list[Any]]:
+    """OME's positions of all planes of a part of a file."""
+    depth, height, width = volume.voxel_size or (1.0, 1.0, 1.0)
+    z, y, x = origin
+    planes = [z + i for i in range(volume.shape[0]) for _ in range(volume.channels)]
+    places = {
+        "Z": [n * depth for n in planes],
+        "Y": [y * height] * len(planes),
+        "X": [x * width] * len(planes),
+    }
+    units = {f"Position{axis}Unit": ["µm"] * len(planes) for axis in places}
+    return {f"Position{axis}": values for axis, values in places.items()} | units
 
 
 def _write_npy(volume: Volume, path: str) -> None:
@@ -133,20 +151,20 @@ def _write_png(volume: Volume, path: str, name: str) -> None:
     imageio.imwrite(path, image)
 
 
-def _write_nifti(volume: Volume, path: str, like: Volume | None) -> None:
+def _write_nifti(volume: Volume, path: str, like: Volume | None, origin: Box) -> None:
     nibabel = need("nibabel", path)
     array = np.stack(list(_planes(volume)))  # z, c, y, x
     array = array.transpose(3, 2, 0, 1)
     array = array[..., 0] if volume.channels == 1 else array[:, :, :, None]  # channels are NIfTI's fifth axis
     affine = getattr(like.source, "affine", None) if like is not None else None
+    shift = np.eye(4)
+    shift[:3, 3] = origin[::-1]
     if affine is not None and like is not None:
-        shift = np.eye(4)
-        shift[:3, 3] = like.origin[::-1]  # of a part of the file
         image = nibabel.Nifti1Image(array, affine @ shift)
         image.header.set_xyzt_units(*like.source.units)
     else:
         depth, height, width = volume.voxel_size or (1.0, 1.0, 1.0)
-        image = nibabel.Nifti1Image(array, np.diag([width, height, depth, 1.0]))
+        image = nibabel.Nifti1Image(array, np.diag([width, height, depth, 1.0]) @ shift)
         if volume.voxel_size is not None:
             image.header.set_xyzt_units("micron")
     nibabel.save(image, path)

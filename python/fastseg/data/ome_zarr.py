@@ -24,8 +24,8 @@ _COARSEST = 256
 _BLOCK_VOXELS = 1 << 24
 
 
-def write_ome_zarr(volume: Volume, path: str, dtype: np.dtype) -> None:
-    """Write ``volume`` to the folder ``path``, in place of what is there.
+def write_ome_zarr(volume: Volume, path: str, dtype: np.dtype, origin: Box) -> None:
+    """Write ``volume`` to the folder ``path``, in place of what is there; ``origin`` is its place in voxels.
 
     A level has half as many voxels as the one before along y and x, and along z once its voxels are about as long there
     as beside: means of floats, and single voxels of integers, which may be ids. The last level has 256 voxels a side at
@@ -34,7 +34,7 @@ def write_ome_zarr(volume: Volume, path: str, dtype: np.dtype) -> None:
     partial = f"{path[: -len('.ome.zarr')]}.partial.ome.zarr"
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        _write_levels(volume, partial, dtype, os.path.basename(path))
+        _write_levels(volume, partial, dtype, os.path.basename(path), origin)
         if os.path.isdir(path):
             replaced = f"{partial}.replaced"
             os.rename(path, replaced)
@@ -46,7 +46,7 @@ def write_ome_zarr(volume: Volume, path: str, dtype: np.dtype) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_levels(volume: Volume, root: str, dtype: np.dtype, name: str) -> None:
+def _write_levels(volume: Volume, root: str, dtype: np.dtype, name: str, origin: Box) -> None:
     size = volume.voxel_size or (1.0, 1.0, 1.0)
     factors = [1, 1, 1]
     datasets: list[dict[str, Any]] = []
@@ -54,7 +54,7 @@ def _write_levels(volume: Volume, root: str, dtype: np.dtype, name: str) -> None
     while True:
         spec = _write_level(level, f"{root}/{len(datasets)}", dtype, volume.voxel_size, factors)
         # The middle of the first voxel is that of all it covers.
-        first = [o * s + (f - 1) / 2 * s for o, f, s in zip(volume.origin, factors, size, strict=True)]
+        first = [o * s + (f - 1) / 2 * s for o, f, s in zip(origin, factors, size, strict=True)]
         scale = [f * s for f, s in zip(factors, size, strict=True)]
         none = len(spec.shape) - 3
         moves = [
