@@ -24,6 +24,10 @@ CASES = [
         for labels in ("random", "blocks")
         for regions in (64, 4096)
     ),
+    *(
+        Case("3D, 32 channels", SHAPES["3D, 32 channels"], torch.float32, variant)
+        for variant in ("random 16384", "blocks 32768", "random 100000")
+    ),
     *(Case(name, SHAPES[name], torch.float32, "blocks 64") for name in ("2D, 3 channels", "3D")),
     Case("3D, 32 channels", SHAPES["3D, 32 channels"], torch.bfloat16, "blocks 64"),
     Case("3D, 2.2e9 values", (33, 1, 256, 512, 512), torch.bfloat16, "blocks 64", huge=True),

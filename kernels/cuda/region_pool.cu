@@ -251,7 +251,7 @@ auto with_stat(ScalarKind kind, RegionReduce reduce, Run run) {
 
 size_t region_pool_scratch_cuda(const RegionLabels& in, const RegionFeatures& features, RegionReduce reduce) {
   if (takes_columns(in, features, reduce)) return column_scratch(in, features);
-  if (takes_tables(in, features, reduce)) return table_scratch(in, features);
+  if (takes_sorted(in, features, reduce)) return sorted_scratch(in, features);
   size_t bytes = 0;
   (void)with_stat(features.kind, reduce, [&](auto type, auto stat) {
     const Plan plan = make_plan<decltype(stat), decltype(type)>(in, features.features);
@@ -265,7 +265,7 @@ cudaError_t region_pool_cuda(const RegionLabels& in, const RegionFeatures& featu
                              const RegionResults& results, void* scratch, cudaStream_t stream) {
   if (takes_columns(in, features, reduce))
     return pool_columns(in, features, reduce, results, scratch, stream);
-  if (takes_tables(in, features, reduce)) return pool_tables(in, features, reduce, results, scratch, stream);
+  if (takes_sorted(in, features, reduce)) return pool_sorted(in, features, reduce, results, scratch, stream);
   return with_stat(features.kind, reduce, [&](auto type, auto stat) {
     return pool<decltype(type), decltype(stat)>(in, features.features, reduce, results, scratch, stream);
   });

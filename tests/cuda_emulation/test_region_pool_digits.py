@@ -8,7 +8,7 @@ import torch
 
 from fastseg import region_pool, soft_region_pool
 
-from ..ops.region_pool_cases import make_case, make_soft_case
+from ..ops.region_pool_cases import make_case, make_labels, make_soft_case
 from .build import missing
 from .ops import EmulatedOps
 
@@ -44,16 +44,18 @@ def errors(values, truths):
 def test_digits(request, where, dtype):
     of_mean, of_variance, of_soft, of_gradient = ALLOWED[dtype]
     features, regions = make_case((1, 8, 20, 512), dtype, 9, "random", torch.int64, "contiguous")
+    many = make_labels(regions.shape, 600, "random", torch.int64)
     maps = make_soft_case((1, 8, 20, 512), dtype, 5, dtype, False, "contiguous")[:2]
 
-    def hard(reduce):
-        return lambda features: [region_pool(features, regions, 9, reduce=reduce, impl=impl)]
+    def hard(reduce, regions=regions, count=9):
+        return lambda features: [region_pool(features, regions, count, reduce=reduce, impl=impl)]
 
     def soft(features, logits):
         return soft_region_pool(features, logits, from_logits=True, variance=True, impl=impl)[1:3]
 
     for pool, inputs, of_result in (
         (hard("mean"), [features], of_mean),
+        (hard("mean", many, 600), [features[:, :2]], of_mean),
         (hard("var"), [features], of_variance),
         (soft, maps, of_soft),
     ):

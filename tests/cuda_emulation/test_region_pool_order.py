@@ -28,7 +28,7 @@ def both(function, libraries, seed=0):
     "num_regions", [5, 2400, *(pytest.param(n, marks=pytest.mark.long) for n in (20000, 60000))]
 )
 def test_ranges_and_tables_of_every_size(libraries, num_regions, layout):
-    """Three ranges of 5 regions; 2400 and 20000 in shared memory for sums but not for all statistics; 60000 never."""
+    """5 regions over three ranges of voxels; 2400 in shared memory for sums, not for all statistics; more in parts."""
     shape = (1, 2, 97, 128) if num_regions == 5 else (1, 2, 16, 16)
     case = make_case(shape, torch.float32, num_regions, "random", torch.int32, layout)
     for reduce in ("mean", "stats"):
@@ -73,9 +73,9 @@ QUICK = list(
         )
     ],
 )
-def test_a_table_for_every_warp(libraries, size, dtype, labels):
-    """Nine tiles and a rest, of 600 regions in two ranges; blocks of 8, 4 and 2 warps, the last of nine channels with
-    one at work; groups of 32 voxels with one region, with a few several times, with none twice."""
+def test_sorted_voxels(libraries, size, dtype, labels):
+    """Two tiles and a rest, of 600 regions in partitions of a tile each; regions of one voxel in a tile, of a few, and
+    of as many as several warps have."""
     channels, width, num_regions = size
     shape = (1, channels, 97, width)
     kind = "blocks" if labels == "blocks" else "random"
@@ -88,6 +88,23 @@ def test_a_table_for_every_warp(libraries, size, dtype, labels):
             libraries,
         )
         torch.testing.assert_close(ours, truth, rtol=1e-5, atol=1e-4)
+
+
+def test_ranges_of_regions(libraries):
+    """Tables of 25000 regions in three parts: tiles with voxels of all, of two with one region over many warps, of one
+    part, of none; inf and NaN stay in their regions."""
+    count, tile = 25000, 4096
+    features, regions = make_case(
+        (1, 1, 4 * tile + 77), torch.float32, count, "random", torch.int32, "contiguous"
+    )
+    regions[:, 100:3000] = 8300
+    regions[:, tile - 50 : 2 * tile] = 16666
+    regions[:, 2 * tile : 3 * tile] = regions[:, 2 * tile : 3 * tile] % 50 + count - 49
+    regions[:, 3 * tile : 4 * tile] = -1
+    for voxel, value in ((5, "inf"), (50, "nan"), (tile - 1, "-inf"), (2 * tile + 3, "inf")):
+        features[0, 0, voxel] = float(value)
+    ours, truth = both(lambda impl: region_pool(features, regions, count, impl=impl), libraries)
+    torch.testing.assert_close(ours, truth, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
 def same_bits(function, libraries):
@@ -106,8 +123,8 @@ def test_the_same_bits_in_every_order(libraries, reduce, layout):
     same_bits(lambda: [region_pool(features, regions, 6, reduce=reduce, impl="fused")], libraries)
 
 
-@pytest.mark.parametrize("labels", ["random", "blocks"])
-def test_the_same_bits_of_tables_in_every_order(libraries, labels):
+@pytest.mark.parametrize("labels", ["random", "blocks", "one"])
+def test_the_same_bits_of_sorted_voxels_in_every_order(libraries, labels):
     features, regions = make_case((1, 9, 97, 100), torch.float32, 600, labels, torch.int16, "contiguous")
     same_bits(lambda: [region_pool(features, regions, 600, impl="fused")], libraries)
 

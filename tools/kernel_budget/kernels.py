@@ -47,7 +47,7 @@ def cuda(label: str, source: str, name: str, **facts) -> Budget:
 
 
 _BCE, _ENTROPY, _SOFT = "masked_bce.cu", "patch_entropy.cu", "region_pool_soft.cu"
-_GATHER, _COLUMNS, _TABLES = "region_pool_backward.cu", "region_pool_columns.cu", "region_pool_tables.cu"
+_GATHER, _COLUMNS, _SORTED = "region_pool_backward.cu", "region_pool_columns.cu", "region_pool_sorted.cu"
 
 KERNELS = [
     cuda("masked_bce forward bf16", _BCE, "void fastseg::sum_kernel<__nv_bfloat16, unsigned char, false>",
@@ -94,13 +94,17 @@ KERNELS = [
     cuda("region_pool 64 regions f32, random labels", _COLUMNS, "void fastseg::column_kernel<float, 1>", threads=32,
          elements=64, does=loads(*[16] * 16, 8, 8) | {"STS": 30, "LDS": 16, "ATOMS": 1},
          inner=(8, {"LDS": 14, "STS": 10}), read=4.25, written=0, instructions=20, target=0.55, shared=17556),
-    # A tile of 1024 voxels, 8 of 32 channels; within, 32 voxels at a time, likewise.
-    cuda("region_pool 4096 regions f32", _TABLES, "void fastseg::table_kernel<float, 8>", threads=256, elements=32,
-         does=loads(*[16] * 8, *[8] * 4) | {"STS": 12, "LDS": 4}, inner=(32, {"LDS": 2}), read=4.25, written=0,
-         instructions=44, target=0.35, shared=172064),
-    cuda("region_pool 4096 regions f32, random labels", _TABLES, "void fastseg::table_kernel<float, 8>", threads=256,
-         elements=32, does=loads(*[16] * 8, *[8] * 4) | {"STS": 13, "LDS": 5}, inner=(32, {"LDS": 3, "STS": 1}),
-         read=4.25, written=0, instructions=58, target=0.35, shared=172064),
+    # Two tiles, of each 8 voxels a thread, and 4 bytes of links from a cache; where a region goes on from thread to
+    # thread, sums go through shuffles besides.
+    cuda("region_pool 16384 regions f32, random labels", _SORTED, "void fastseg::pool_kernel<float>", threads=512,
+         elements=16, does=loads(*[16] * 8) | {"SHFL": 4, "BAR": 4}, read=4.25, written=0, instructions=33,
+         target=0.40, shared=4 * (4096 + 16384)),
+    cuda("region_pool 16384 regions f32, large regions", _SORTED, "void fastseg::pool_kernel<float>", threads=512,
+         elements=16, does=loads(*[16] * 8) | {"SHFL": 14, "BAR": 4}, read=4.25, written=0, instructions=36,
+         target=0.40, shared=4 * (4096 + 16384)),
+    # 8 voxels a thread, int64 labels, two digits.
+    cuda("region_pool order, 2^16 regions", _SORTED, "fastseg::order_kernel", threads=512, elements=8,
+         does=loads(*[8] * 8) | {"MATCH": 8, "STG": 9}, inner=(2, {"MATCH": 8}), read=8, written=4, instructions=120),
     # 16 bytes of voxels of 4 channels; tables come from caches, an int64 label is of 16 channels.
     cuda("region_pool backward f32", _GATHER, "void fastseg::gather_kernel<float, false, true>", threads=256,
          elements=16, does=loads(*[16] * 4) | {"STG": 4}, read=0.5, written=4, instructions=10),

@@ -52,7 +52,7 @@ class RegionPool(EmulatedOp):
     sources = (
         *("kernels/cuda/region_pool.cu", "kernels/cuda/region_pool_backward.cu"),
         "kernels/cuda/region_pool_columns.cu",
-        "kernels/cuda/region_pool_tables.cu",
+        "kernels/cuda/region_pool_sorted.cu",
         "tests/cuda_emulation/ops/region_pool.cpp",
     )
 
