@@ -4,6 +4,7 @@
 // record_stream, and is refused in torch's own words where memory is short. is_eager() says who may come in.
 #include "eager.h"
 
+#include "checks.h"
 #include "dlpack.h"
 #include "ops.h"
 
@@ -41,23 +42,10 @@ struct Torch {
                              "_is_torch_function_mode_enabled", "_get_tracing_state"}) {
       is_busy.push_back(keep(c.attr(name)));
     }
-    const std::pair<ScalarType, const char*> names[] = {{ScalarType::Byte, "uint8"},
-                                                        {ScalarType::Char, "int8"},
-                                                        {ScalarType::Short, "int16"},
-                                                        {ScalarType::Int, "int32"},
-                                                        {ScalarType::Long, "int64"},
-                                                        {ScalarType::UInt16, "uint16"},
-                                                        {ScalarType::UInt32, "uint32"},
-                                                        {ScalarType::UInt64, "uint64"},
-                                                        {ScalarType::Half, "float16"},
-                                                        {ScalarType::BFloat16, "bfloat16"},
-                                                        {ScalarType::Float, "float32"},
-                                                        {ScalarType::Double, "float64"},
-                                                        {ScalarType::ComplexHalf, "complex32"},
-                                                        {ScalarType::ComplexFloat, "complex64"},
-                                                        {ScalarType::ComplexDouble, "complex128"},
-                                                        {ScalarType::Bool, "bool"}};
-    for (const auto& [type, name] : names) dtypes[int(type)] = keep(torch.attr(name));
+    for (int type = 0; type < int(ScalarType::NumOptions); ++type) {
+      const char* name = name_of(ScalarType(type));
+      if (py::hasattr(torch, name)) dtypes[type] = keep(torch.attr(name));
+    }
     layouts[0][0] = layouts[0][1] = keep(torch.attr("contiguous_format"));
     layouts[1][0] = keep(torch.attr("channels_last"));
     layouts[1][1] = keep(torch.attr("channels_last_3d"));
@@ -226,22 +214,8 @@ void define_eager_ops(py::module_& module) {
   Torch::get();
   py::register_exception<Unreadable>(module, "Unreadable", PyExc_TypeError);
   module.def("choose_door", &choose_door);
-  module.def("masked_bce", &masked_bce);
-  module.def("masked_bce_map", &masked_bce_map);
-  module.def("masked_bce_backward", &masked_bce_backward);
-  module.def("region_pool", &region_pool);
-  module.def("region_gather", &region_gather);
-  module.def("region_pool_backward", &region_pool_backward);
-  module.def("soft_region_pool", &soft_region_pool);
-  module.def("soft_region_pool_tables", &soft_region_pool_tables);
-  module.def("soft_region_pool_backward", &soft_region_pool_backward);
-  module.def("patch_entropy", &patch_entropy);
-  module.def("patch_entropy_backward", &patch_entropy_backward);
-  module.def("patch_entropy_crops", &patch_entropy_crops);
-  module.def("patch_entropy_crops_backward", &patch_entropy_crops_backward);
-  module.def("patch_entropy_sample", &patch_entropy_sample);
-  module.def("region_contrast", &region_contrast);
-  module.def("region_contrast_backward", &region_contrast_backward);
+#define FASTSEG_DEF(name) module.def(#name, &name);
+  FASTSEG_OPS(FASTSEG_DEF) FASTSEG_CPU_OPS(FASTSEG_DEF)
 }
 
 Unlocked::Unlocked(const Tensor& tensor) : state_(tensor.door().holds_lock ? PyEval_SaveThread() : nullptr) {}

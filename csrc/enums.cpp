@@ -22,7 +22,8 @@ void define_enums(py::module_& module) {
       .value("voxels", BceNormalize::kVoxels)
       .value("weight", BceNormalize::kWeight)
       .value("terms", BceNormalize::kTerms)
-      .value("sum", BceNormalize::kSum);
+      .value("sum", BceNormalize::kSum)
+      .value("none", BceNormalize::kNone);
   py::enum_<RegionReduce>(module, "RegionReduce")
       .value("sum", RegionReduce::kSum)
       .value("mean", RegionReduce::kMean)

@@ -91,36 +91,16 @@ struct Boxed<body> {
   }
 };
 
-#define FASTSEG_BODY(name) #name, TORCH_BOX(&Boxed<&name>::call)
-
-// The bodies that serve CPU and CUDA.
-void register_bodies(stable::detail::StableLibrary& library) {
-  library.impl(FASTSEG_BODY(masked_bce));
-  library.impl(FASTSEG_BODY(masked_bce_map));
-  library.impl(FASTSEG_BODY(masked_bce_backward));
-  library.impl(FASTSEG_BODY(region_pool));
-  library.impl(FASTSEG_BODY(region_gather));
-  library.impl(FASTSEG_BODY(region_pool_backward));
-  library.impl(FASTSEG_BODY(soft_region_pool));
-  library.impl(FASTSEG_BODY(soft_region_pool_backward));
-  library.impl(FASTSEG_BODY(patch_entropy));
-  library.impl(FASTSEG_BODY(patch_entropy_backward));
-  library.impl(FASTSEG_BODY(patch_entropy_crops));
-  library.impl(FASTSEG_BODY(patch_entropy_crops_backward));
-  library.impl(FASTSEG_BODY(patch_entropy_sample));
-}
+#define FASTSEG_IMPL(name) library.impl(#name, TORCH_BOX(&Boxed<&name>::call));
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY(fastseg, library) {
-  // normalize is a BceNormalize. stats (8,) float64 lies as MaskedBceStats says. scale: one factor per
-  // source, or the stats that hold them.
+  // normalize is a BceNormalize; for kNone loss is a map, without stats. stats (8,) float64 lies as
+  // MaskedBceStats says. scale: one factor per source, or the stats that hold them.
   library.def(
       "masked_bce(Tensor logits, Tensor target, Tensor? mask, Tensor? weight, Tensor? pos_weight, "
       "float pseudo_weight, int normalize) -> (Tensor loss, Tensor stats)");
-  library.def(
-      "masked_bce_map(Tensor logits, Tensor target, Tensor? mask, Tensor? weight, Tensor? pos_weight, "
-      "float pseudo_weight) -> Tensor");
   library.def(
       "masked_bce_backward(Tensor grad, Tensor logits, Tensor target, Tensor? mask, Tensor? weight, "
       "Tensor? pos_weight, Tensor? scale, float pseudo_weight) -> Tensor");
@@ -130,22 +110,20 @@ STABLE_TORCH_LIBRARY(fastseg, library) {
   library.def(
       "region_pool(Tensor features, Tensor regions, int num_regions, int reduce) -> (Tensor mean, Tensor "
       "variance, Tensor minimum, Tensor maximum, Tensor count, Tensor argmin, Tensor argmax)");
-  library.def("region_gather(Tensor table, Tensor regions, int kind, bool channels_last) -> Tensor");
+  // The gradient of features of this kind and layout. count: gradients of mean and variance are over it, as
+  // for all but kSum; grad_variance needs features and mean too, grad_minimum argmin, grad_maximum argmax.
   library.def(
-      "region_pool_backward(Tensor features, Tensor regions, int num_regions, Tensor? base, Tensor? slope, "
-      "Tensor? mean, Tensor? grad_minimum, Tensor? grad_maximum, Tensor? argmin, Tensor? argmax) -> Tensor");
+      "region_pool_backward(Tensor regions, int kind, bool channels_last, Tensor? features, Tensor? mean, "
+      "Tensor? count, Tensor? argmin, Tensor? argmax, Tensor? grad_mean, Tensor? grad_variance, "
+      "Tensor? grad_minimum, Tensor? grad_maximum) -> Tensor");
   library.def(
       "soft_region_pool(Tensor features, Tensor? grey, Tensor assignment, bool from_logits, bool variance) "
       "-> (Tensor mass, Tensor mean, Tensor variance)");
   library.def(
-      "soft_region_pool_tables(Tensor mass, Tensor mean, Tensor variance, Tensor? grad_mass, "
-      "Tensor? grad_mean, Tensor? grad_variance) -> "
-      "(Tensor direct, Tensor curved, Tensor shift, Tensor offset)");
-  library.def(
       "soft_region_pool_backward(Tensor features, Tensor? grey, Tensor assignment, bool from_logits, "
-      "bool variance, Tensor direct, Tensor curved, Tensor shift, Tensor offset, bool of_features, "
-      "bool of_grey, bool of_assignment) -> (Tensor grad_features, Tensor grad_grey, Tensor "
-      "grad_assignment)");
+      "bool variance, Tensor mass, Tensor mean, Tensor spread, Tensor? grad_mass, Tensor? grad_mean, "
+      "Tensor? grad_spread, bool of_features, bool of_grey, bool of_assignment) -> (Tensor grad_features, "
+      "Tensor grad_grey, Tensor grad_assignment)");
 
   library.def(
       "patch_entropy(Tensor values, Tensor? mask, int[] patch_size, int[] stride, bool categorical, "
@@ -180,14 +158,11 @@ STABLE_TORCH_LIBRARY(fastseg, library) {
       "(Tensor grad_anchors, Tensor grad_bank, Tensor grad_temperature)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastseg, CPU, library) {
-  register_bodies(library);
-  library.impl(FASTSEG_BODY(soft_region_pool_tables));
-  library.impl(FASTSEG_BODY(region_contrast));
-  library.impl(FASTSEG_BODY(region_contrast_backward));
-}
+STABLE_TORCH_LIBRARY_IMPL(fastseg, CPU, library){FASTSEG_OPS(FASTSEG_IMPL) FASTSEG_CPU_OPS(FASTSEG_IMPL)}
 #if defined(FASTSEG_WITH_CUDA)
-STABLE_TORCH_LIBRARY_IMPL(fastseg, CUDA, library) { register_bodies(library); }
+STABLE_TORCH_LIBRARY_IMPL(fastseg, CUDA, library) {
+  FASTSEG_OPS(FASTSEG_IMPL)
+}
 #endif
 
 }  // namespace fastseg

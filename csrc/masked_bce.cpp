@@ -74,6 +74,23 @@ Prepared prepare(const Tensor& logits, const Tensor& target, const OptionalTenso
   return prepared;
 }
 
+Tensor loss_map(const Place& place, const Prepared& prepared) {
+  const MaskedBceInputs& inputs = prepared.inputs;
+  const Tensor& logits = prepared.logits;
+  const Tensor map = empty_on(logits, logits.shape(), logits.scalar_type(), prepared.layout);
+#if defined(FASTSEG_WITH_CUDA)
+  if (place.is_cuda()) {
+    place.launch("masked_bce",
+                 [&](cudaStream_t stream) { return masked_bce_map_cuda(inputs, map.data_ptr(), stream); });
+    return map;
+  }
+#endif
+  place.for_ranges(inputs.numel(), kMaskedBceChunk, [&](int64_t begin, int64_t end) {
+    masked_bce_map_cpu(inputs, begin, end, map.data_ptr());
+  });
+  return map;
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor> masked_bce(const Tensor& logits, const Tensor& target, const OptionalTensor& mask,
@@ -82,7 +99,10 @@ std::tuple<Tensor, Tensor> masked_bce(const Tensor& logits, const Tensor& target
   const Place place(logits);
   const Prepared prepared = prepare(logits, target, mask, weight, pos_weight, pseudo_weight);
   const MaskedBceInputs& inputs = prepared.inputs;
-  const BceNormalize mode = check_option("normalize", normalize, BceNormalize::kSum);
+  const BceNormalize mode = check_option("normalize", normalize, BceNormalize::kNone);
+  if (mode == BceNormalize::kNone) {
+    return {loss_map(place, prepared), Tensor::absent(logits, ScalarType::Double)};
+  }
   const Tensor loss = empty_on(logits, {}, real_type(logits));
   const Tensor stats = empty_on(logits, {kStatsSize}, ScalarType::Double);
   auto* const stats_data = static_cast<double*>(stats.data_ptr());
@@ -101,26 +121,6 @@ std::tuple<Tensor, Tensor> masked_bce(const Tensor& logits, const Tensor& target
   });
   masked_bce_finish_cpu(inputs, mode, partials.data(), loss.data_ptr(), stats_data);
   return {loss, stats};
-}
-
-Tensor masked_bce_map(const Tensor& logits, const Tensor& target, const OptionalTensor& mask,
-                      const OptionalTensor& weight, const OptionalTensor& pos_weight, double pseudo_weight) {
-  const Place place(logits);
-  const Prepared prepared = prepare(logits, target, mask, weight, pos_weight, pseudo_weight);
-  const MaskedBceInputs& inputs = prepared.inputs;
-  const Tensor loss_map = empty_on(logits, logits.shape(), logits.scalar_type(), prepared.layout);
-#if defined(FASTSEG_WITH_CUDA)
-  if (place.is_cuda()) {
-    place.launch("masked_bce", [&](cudaStream_t stream) {
-      return masked_bce_map_cuda(inputs, loss_map.data_ptr(), stream);
-    });
-    return loss_map;
-  }
-#endif
-  place.for_ranges(inputs.numel(), kMaskedBceChunk, [&](int64_t begin, int64_t end) {
-    masked_bce_map_cpu(inputs, begin, end, loss_map.data_ptr());
-  });
-  return loss_map;
 }
 
 Tensor masked_bce_backward(const Tensor& grad, const Tensor& logits, const Tensor& target,

@@ -45,8 +45,8 @@ Prepared prepare(const Tensor& values, const OptionalTensor& mask, const Shape& 
     }
     const int64_t size = values.size(from + 2), patch = patch_size[from], step = stride[from];
     check(size < kUnsplit, "confidence must have fewer than 2**31 - 1 voxels on each axis, got ", values);
-    check(patch >= 1 && patch <= size, "patch_size must be at least 1 and fit in ", spatial, ", got ",
-          patch_size);
+    check(patch >= 1, "patch_size must be at least 1, got ", patch_size);
+    check(patch <= size, "patch_size must fit in ", spatial, ", got ", patch_size);
     check(step >= 1 && step < kUnsplit, "stride must be at least 1, got ", stride);
     inputs.axis[axis] = make_window_axis(size, patch, step, longest_cell);
   }

@@ -29,8 +29,9 @@ PatchCrops prepare(const Tensor& corners, const Shape& spatial, const Shape& pat
   for (int64_t axis = 0; axis < 3; ++axis) {
     const int64_t from = axis - (3 - axes);
     const int64_t size = from < 0 ? 1 : spatial[from], patch = from < 0 ? 1 : patch_size[from];
-    check(patch >= 1 && patch <= size && size < std::numeric_limits<int32_t>::max(),
-          "patch_size must be at least 1 and fit in ", spatial, ", got ", patch_size);
+    check(patch >= 1, "patch_size must be at least 1, got ", patch_size);
+    check(patch <= size && size < std::numeric_limits<int32_t>::max(), "patch_size must fit in ", spatial,
+          ", got ", patch_size);
     crops.size[axis] = int32_t(size);
     crops.patch[axis] = int32_t(patch);
   }

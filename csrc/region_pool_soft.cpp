@@ -90,63 +90,54 @@ Three soft_region_pool(const Tensor& features, const OptionalTensor& grey, const
   return results;
 }
 
-// A GPU's are made in Python.
-SoftGradientTables soft_region_pool_tables(const Tensor& mass, const Tensor& mean, const Tensor& variance,
-                                           const OptionalTensor& grad_mass, const OptionalTensor& grad_mean,
-                                           const OptionalTensor& grad_variance) {
-  check(mean.device().type == DeviceType::CPU, "soft_region_pool_tables of C++ runs on the CPU, got mean on ",
-        mean.device());
-  const ScalarType real = mean.scalar_type();
-  check_type(real == ScalarType::Float || real == ScalarType::Double, "mean must be float32 or float64, got ",
-             real);
-  check(mean.dim() == 3 && variance.dim() == 3, "mean and variance must be (B, K, channels), got ", mean,
-        " and ", variance);
-  const int64_t batch = mean.size(0), parts = mean.size(1), channels = mean.size(2),
-                curved = variance.size(2);
-  check(curved <= channels, "variance must have no more channels than mean, ", channels, ", got ", variance);
-  const auto table = [&](const char* name, const Tensor& given, const Shape& shape) {
-    check_device(name, given, "mean", mean);
-    check_shape(name, given, "a table", shape);
-    return contiguous(to(given, real));
-  };
-  const auto gradient = [&](const char* name, const OptionalTensor& given, const Shape& shape) {
-    return given ? table(name, *given, shape) : Tensor();
-  };
-  const Shape rows{batch, parts}, plain{batch, parts, channels}, bent{batch, parts, curved};
-  const Tensor in[] = {table("mass", mass, rows),
-                       contiguous(mean),
-                       table("variance", variance, bent),
-                       gradient("grad_mass", grad_mass, rows),
-                       gradient("grad_mean", grad_mean, plain),
-                       gradient("grad_variance", grad_variance, bent)};
-  const SoftGradientTables tables{empty_on(mean, plain, real), empty_on(mean, bent, real),
-                                  empty_on(mean, {batch, channels}, real), empty_on(mean, rows, real)};
-  const auto& [direct, curves, shift, offset] = tables;
-  soft_tables_cpu({in[0].data_ptr(), in[1].data_ptr(), in[2].data_ptr(), in[3].data_ptr(), in[4].data_ptr(),
-                   in[5].data_ptr(), batch, parts, channels, channels - curved},
-                  real == ScalarType::Double,
-                  {direct.data_ptr(), curves.data_ptr(), shift.data_ptr(), offset.data_ptr()});
-  return tables;
-}
-
-// The tables are those of SoftGradient. Gradients that are not wanted are absent.
+// From the gradients of the results to the tables of SoftGradient, and on. Gradients that are not wanted are
+// absent.
 Three soft_region_pool_backward(const Tensor& features, const OptionalTensor& grey, const Tensor& assignment,
-                                bool from_logits, bool variance, const Tensor& direct, const Tensor& curved,
-                                const Tensor& shift, const Tensor& offset, bool of_features, bool of_grey,
-                                bool of_assignment) {
+                                bool from_logits, bool variance, const Tensor& mass, const Tensor& mean,
+                                const Tensor& spread, const OptionalTensor& grad_mass,
+                                const OptionalTensor& grad_mean, const OptionalTensor& grad_spread,
+                                bool of_features, bool of_grey, bool of_assignment) {
   const Place place(features);
   const Prepared prepared = prepare(features, grey, assignment, from_logits, variance);
   const SoftInputs& in = prepared.inputs;
-  const auto table = [&](const char* name, const Tensor& tensor, const Shape& shape) {
-    check_device(name, tensor, "features", features);
-    check_shape(name, tensor, "a table", shape);
-    return contiguous(to(tensor, prepared.real));
-  };
   check(!of_grey || grey, "there is no grey to give a gradient for");
-  const Tensor tables[] = {table("direct", direct, {in.batch, in.parts, in.channels}),
-                           table("curved", curved, {in.batch, in.parts, in.channels - in.plain}),
-                           table("shift", shift, {in.batch, in.channels}),
-                           table("offset", offset, {in.batch, in.parts})};
+  const auto table = [&](const char* name, const OptionalTensor& given, const Shape& shape) {
+    if (!given) return Tensor();
+    check_device(name, *given, "features", features);
+    check_shape(name, *given, "a table", shape);
+    return contiguous(to(*given, prepared.real));
+  };
+  const int64_t curved = in.channels - in.plain;
+  const Shape parts{in.batch, in.parts}, of_mean{in.batch, in.parts, in.channels},
+      of_spread{in.batch, in.parts, curved};
+  const Tensor given[] = {table("mass", mass, parts),
+                          table("mean", mean, of_mean),
+                          table("spread", spread, of_spread),
+                          table("grad_mass", grad_mass, parts),
+                          table("grad_mean", grad_mean, of_mean),
+                          table("grad_spread", grad_spread, of_spread)};
+  const SoftResultGradients upstream{given[0].data_ptr(),
+                                     given[1].data_ptr(),
+                                     given[2].data_ptr(),
+                                     given[3].data_ptr(),
+                                     given[4].data_ptr(),
+                                     given[5].data_ptr(),
+                                     in.batch,
+                                     in.parts,
+                                     in.channels,
+                                     in.plain,
+                                     in.wide};
+  // Direct, curved, shift and offset lie one behind the other.
+  const int64_t rows = in.batch * in.parts;
+  const int64_t sizes[] = {rows * in.channels, rows * curved, in.batch * in.channels, rows};
+  int64_t bytes = 0, begins[4];
+  for (int i = 0; i < 4; ++i) {
+    begins[i] = bytes;
+    bytes += (sizes[i] * (in.wide ? 8 : 4) + 63) / 64 * 64;
+  }
+  const Scratch memory(place, features, bytes);
+  const auto at = [&](int i) { return static_cast<char*>(memory.data()) + begins[i]; };
+  const SoftTables tables{at(0), at(1), at(2), at(3)};
   const auto gradient = [&](const Tensor& tensor, Layout layout, bool wanted) {
     return wanted ? empty_on(features, tensor.shape(), tensor.scalar_type(), layout)
                   : Tensor::absent(features, prepared.real);
@@ -155,18 +146,24 @@ Three soft_region_pool_backward(const Tensor& features, const OptionalTensor& gr
                     gradient(prepared.grey, prepared.layouts[1], of_grey),
                     gradient(assignment, prepared.layouts[2], of_assignment)};
   const auto& [grad_features, grad_grey, grad_assignment] = grads;
-  const SoftGradient pointers{tables[0].data_ptr(),      tables[1].data_ptr(),     tables[2].data_ptr(),
-                              tables[3].data_ptr(),      grad_features.data_ptr(), grad_grey.data_ptr(),
+  const SoftGradient pointers{tables.direct,
+                              tables.curved,
+                              tables.shift,
+                              tables.offset,
+                              grad_features.data_ptr(),
+                              grad_grey.data_ptr(),
                               grad_assignment.data_ptr()};
 #if defined(FASTSEG_WITH_CUDA)
   if (place.is_cuda()) {
     const Tensor scratch = empty_on(features, {int64_t(soft_gradient_scratch_cuda(in))}, ScalarType::Byte);
     place.launch("region_pool", [&](cudaStream_t stream) {
-      return soft_gradient_cuda(in, pointers, scratch.data_ptr(), stream);
+      const cudaError_t status = soft_tables_cuda(upstream, tables, stream);
+      return status != cudaSuccess ? status : soft_gradient_cuda(in, pointers, scratch.data_ptr(), stream);
     });
     return grads;
   }
 #endif
+  soft_tables_cpu(upstream, tables);
   for (const Tensor& grad : {grad_features, grad_grey, grad_assignment}) {
     if (grad.numel() > 0) prefer_huge_pages(grad.data_ptr(), grad.numel() * grad.element_size());
   }

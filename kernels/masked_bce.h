@@ -14,7 +14,7 @@
 
 namespace fastseg {
 
-enum class BceNormalize : int { kVoxels, kWeight, kTerms, kSum };
+enum class BceNormalize : int { kVoxels, kWeight, kTerms, kSum, kNone };  // kNone: a map, not a sum
 
 struct MaskedBceInputs {
   const void* logits;

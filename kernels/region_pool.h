@@ -53,6 +53,14 @@ struct RegionGradient {
   const int64_t* argmax;
 };
 
+// What a voxel has of the gradients of its region's mean and variance: each over the region's size, that of
+// the variance twice.
+struct RegionShares {
+  const int64_t* count;                   // (batch, num_regions)
+  const void *grad_mean, *grad_variance;  // tables; null: none
+  void *base, *slope;                     // tables, for RegionGradient
+};
+
 // How often a sample is cut into ranges of voxels that are reduced apart and then merged in order. It depends
 // on shapes alone, so results do not depend on how many threads there are. `units` ranges keep them busy,
 // unless ranges became shorter than fewest_voxels, or their tables longer than a row for every voxels_per_row
@@ -79,6 +87,9 @@ void region_pool_cpu(const RegionLabels& labels, const RegionFeatures& features,
 void region_pool_merge_cpu(const RegionLabels& labels, const RegionFeatures& features, RegionReduce reduce,
                            const RegionUnits& units, const void* tables, const RegionResults& results,
                            int64_t begin, int64_t end);
+// Rows [begin, end) of the tables.
+void region_shares_cpu(const RegionLabels& labels, ScalarKind kind, const RegionShares& shares, int64_t begin,
+                       int64_t end);
 // Tasks [begin, end) of region_gradient_tasks_cpu; and then, for the extremes, rows of the tables.
 int64_t region_gradient_tasks_cpu(const RegionLabels& labels);
 void region_gradient_cpu(const RegionLabels& labels, const RegionFeatures& features,
@@ -93,6 +104,8 @@ size_t region_pool_scratch_cuda(const RegionLabels& labels, const RegionFeatures
                                 RegionReduce reduce);
 cudaError_t region_pool_cuda(const RegionLabels& labels, const RegionFeatures& features, RegionReduce reduce,
                              const RegionResults& results, void* scratch, cudaStream_t stream);
+cudaError_t region_shares_cuda(const RegionLabels& labels, ScalarKind kind, const RegionShares& shares,
+                               cudaStream_t stream);
 cudaError_t region_gradient_cuda(const RegionLabels& labels, const RegionFeatures& features,
                                  const RegionGradient& gradient, void* grad_features, cudaStream_t stream);
 #endif

@@ -55,6 +55,7 @@ struct SoftResultGradients {
   const void *mass, *mean, *variance;                 // as SoftResults
   const void *grad_mass, *grad_mean, *grad_variance;  // null: zeros
   int64_t batch, parts, channels, plain;
+  bool wide;
 };
 struct SoftTables {
   void *direct, *curved, *shift, *offset;  // as SoftGradient
@@ -70,7 +71,7 @@ void soft_pool_cpu(const SoftInputs& inputs, const SoftUnits& units, int64_t beg
                    double* tables);
 void soft_pool_merge_cpu(const SoftInputs& inputs, const SoftUnits& units, const double* tables,
                          const SoftResults& results);
-void soft_tables_cpu(const SoftResultGradients& gradients, bool wide, const SoftTables& tables);
+void soft_tables_cpu(const SoftResultGradients& gradients, const SoftTables& tables);
 int64_t soft_gradient_tasks_cpu(const SoftInputs& inputs);
 void soft_gradient_cpu(const SoftInputs& inputs, const SoftGradient& gradient, int64_t begin, int64_t end);
 
@@ -79,6 +80,8 @@ void soft_gradient_cpu(const SoftInputs& inputs, const SoftGradient& gradient, i
 size_t soft_pool_scratch_cuda(const SoftInputs& inputs);
 cudaError_t soft_pool_cuda(const SoftInputs& inputs, const SoftResults& results, void* scratch,
                            cudaStream_t stream);
+cudaError_t soft_tables_cuda(const SoftResultGradients& gradients, const SoftTables& tables,
+                             cudaStream_t stream);
 size_t soft_gradient_scratch_cuda(const SoftInputs& inputs);
 cudaError_t soft_gradient_cuda(const SoftInputs& inputs, const SoftGradient& gradient, void* scratch,
                                cudaStream_t stream);

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Generator
@@ -14,6 +16,11 @@ from unittest.mock import MagicMock
 import pytest
 
 pytest_plugins = ["tests.time_limits"]
+
+# Torch keeps compiled graphs on disk and takes no notice of an op's schema: one of another version of the ops would be
+# taken for ours. Before torch is imported, and for the processes that tests start.
+_SCHEMAS = (Path(__file__).parents[1] / "csrc" / "library.cpp").read_bytes()
+os.environ.setdefault("TORCH_COMPILE_CACHE_KEY_TAG", hashlib.sha256(_SCHEMAS).hexdigest()[:16])
 
 # With --skip-missing, what needs an absent package of the extra `train` is skipped and says so, for machines
 # where nothing can be installed. Everywhere else an absent package is a failure.

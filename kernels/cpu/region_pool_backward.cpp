@@ -224,7 +224,28 @@ void set_extrema(const RegionLabels& in, const RegionFeatures& features, const R
   }
 }
 
+template <class Real>
+void divide_rows(const RegionLabels& in, const RegionShares& shares, int64_t begin, int64_t end) {
+  const auto divide = [&](const void* grads, void* table, Real factor) {
+    if (grads == nullptr) return;
+    for (int64_t row = begin; row < end; ++row) {
+      const Real size = Real(std::max<int64_t>(shares.count[row], 1));
+      for (int64_t at = row * in.channels; at < (row + 1) * in.channels; ++at) {
+        static_cast<Real*>(table)[at] = factor * static_cast<const Real*>(grads)[at] / size;
+      }
+    }
+  };
+  divide(shares.grad_mean, shares.base, 1);
+  divide(shares.grad_variance, shares.slope, 2);
+}
+
 }  // namespace
+
+void region_shares_cpu(const RegionLabels& in, ScalarKind kind, const RegionShares& shares, int64_t begin,
+                       int64_t end) {
+  const auto divide = kind == ScalarKind::kFloat64 ? divide_rows<double> : divide_rows<float>;
+  divide(in, shares, begin, end);
+}
 
 int64_t region_gradient_tasks_cpu(const RegionLabels& in) {
   return in.batch * tasks_per_sample(in) * (in.channels_last ? 1 : (in.channels + kLanes - 1) / kLanes);

@@ -182,6 +182,19 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+template <class Real>
+__global__ void __launch_bounds__(kThreads) shares_kernel(RegionLabels in, RegionShares shares) {
+  const int64_t at = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (at >= in.batch * in.num_regions * in.channels) return;
+  const int64_t count = shares.count[at / in.channels];
+  const Real size = Real(count < 1 ? 1 : count);
+  const auto divide = [&](const void* grads, void* table, Real factor) {
+    if (grads) static_cast<Real*>(table)[at] = factor * static_cast<const Real*>(grads)[at] / size;
+  };
+  divide(shares.grad_mean, shares.base, 1);
+  divide(shares.grad_variance, shares.slope, 2);
+}
+
 template <class T, bool kSloping>
 cudaError_t gather(const RegionLabels& in, const T* features, const RegionGradient& gradient,
                    T* grad_features, cudaStream_t stream) {
@@ -221,6 +234,14 @@ cudaError_t gradient_of(const RegionLabels& in, const void* values, const Region
 }
 
 }  // namespace
+
+cudaError_t region_shares_cuda(const RegionLabels& in, ScalarKind kind, const RegionShares& shares,
+                               cudaStream_t stream) {
+  const int64_t entries = in.batch * in.num_regions * in.channels;
+  if (entries == 0) return cudaSuccess;
+  const auto kernel = kind == ScalarKind::kFloat64 ? shares_kernel<double> : shares_kernel<float>;
+  return launch(kernel, unsigned((entries + kThreads - 1) / kThreads), kThreads, 0, stream, in, shares);
+}
 
 cudaError_t region_gradient_cuda(const RegionLabels& in, const RegionFeatures& features,
                                  const RegionGradient& gradient, void* grad_features, cudaStream_t stream) {

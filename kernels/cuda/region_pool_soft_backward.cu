@@ -8,6 +8,7 @@
 // and features once; written: their gradients once.
 #include "matrix_units.cuh"
 #include "region_pool_soft_backward_wide.cuh"
+#include "region_pool_soft_math.h"
 #include "region_pool_soft_rows.cuh"
 
 namespace fastseg {
@@ -251,6 +252,27 @@ __global__ void __launch_bounds__(kStepThreads, kPartTiles == 1 && !kCurved ? 3 
   }
 }
 
+// A block per sample, a warp per part.
+template <class Real>
+__global__ void __launch_bounds__(kStepThreads) tables_kernel(SoftResultGradients in, SoftTables out) {
+  const int64_t sample = blockIdx.x;
+  for (int64_t c = threadIdx.x; c < in.channels; c += kStepThreads) {
+    write_soft_shift<Real>(in, out, sample, c);
+  }
+  __syncthreads();  // the block's own writes are seen
+  for (int64_t part = threadIdx.x / 32; part < in.parts; part += kStepThreads / 32) {
+    const int64_t row = sample * in.parts + part;
+    Real offset = 0;
+    for (int64_t c = threadIdx.x % 32; c < in.channels; c += 32) {
+      offset += write_soft_entry<Real>(in, out, row, c);
+    }
+    for (int step = 16; step > 0; step /= 2) offset += __shfl_xor_sync(0xffffffffu, offset, step);
+    if (threadIdx.x % 32 == 0) {
+      static_cast<Real*>(out.offset)[row] = offset + entry_of<Real>(in.grad_mass, row);
+    }
+  }
+}
+
 template <bool kCurved>
 cudaError_t launch_steps(const SoftInputs& in, const SoftGradient& gradient, const Operand* operands,
                          cudaStream_t stream) {
@@ -271,6 +293,12 @@ bool on_matrix_units(const SoftInputs& in) {
 }
 
 }  // namespace
+
+cudaError_t soft_tables_cuda(const SoftResultGradients& in, const SoftTables& out, cudaStream_t stream) {
+  if (in.batch == 0) return cudaSuccess;
+  return launch(in.wide ? tables_kernel<double> : tables_kernel<float>, unsigned(in.batch), kStepThreads, 0,
+                stream, in, out);
+}
 
 size_t soft_gradient_scratch_cuda(const SoftInputs& in) {
   if (!on_matrix_units(in)) return scratch_of_columns(in);

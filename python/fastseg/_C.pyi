@@ -25,13 +25,10 @@ def choose_door(*arguments: object) -> int: ...
 
 # The ops at their eager door; csrc/ops.h has their arguments, by position.
 masked_bce: Callable[..., Any]
-masked_bce_map: Callable[..., Any]
 masked_bce_backward: Callable[..., Any]
 region_pool: Callable[..., Any]
-region_gather: Callable[..., Any]
 region_pool_backward: Callable[..., Any]
 soft_region_pool: Callable[..., Any]
-soft_region_pool_tables: Callable[..., Any]
 soft_region_pool_backward: Callable[..., Any]
 patch_entropy: Callable[..., Any]
 patch_entropy_backward: Callable[..., Any]

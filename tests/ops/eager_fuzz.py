@@ -59,14 +59,11 @@ numbers = [0, 1, 2, 5, -1, 2**31 - 1, 2**31, 2**32 + 1, 2**63 - 1, 2**64, 0.5, f
 numbers += [[1, 1], [2, 2], [], [0, 0]]
 arguments = {
     "masked_bce": "TTOOOff",
-    "masked_bce_map": "TTOOOf",
     "masked_bce_backward": "TTTOOOOf",
     "region_pool": "TTnn",
-    "region_gather": "TTnn",
-    "region_pool_backward": "TTnOOOOOOO",
+    "region_pool_backward": "TnnOOOOOOOOO",
     "soft_region_pool": "TOTnn",
-    "soft_region_pool_tables": "TTTOOO",
-    "soft_region_pool_backward": "TOTnnTTTTnnn",
+    "soft_region_pool_backward": "TOTnnTTTOOOnnn",
     "patch_entropy": "TOllnnn",
     "patch_entropy_backward": "OOTOOllnnn",
     "patch_entropy_crops": "TTl",

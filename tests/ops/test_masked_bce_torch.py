@@ -64,7 +64,7 @@ def test_opcheck(device, layout, dtype):
     for logits in (case["logits"], case["logits"].detach().clone().requires_grad_()):
         inputs = (logits, case["target"], case["mask"], case["weight"], case["pos_weight"])
         torch.library.opcheck(OPS.masked_bce.default, (*inputs, 0.5, 1))
-        torch.library.opcheck(OPS.masked_bce_map.default, (*inputs, 0.5))
+        torch.library.opcheck(OPS.masked_bce.default, (*inputs, 0.5, 4))  # a map
     loss, stats = OPS.masked_bce(*inputs, 0.5, 2)
     grads = (torch.ones_like(loss), stats[6:8]), (torch.ones_like(case["logits"]), None)
     for grad, scale in grads:
@@ -223,7 +223,7 @@ REFUSED_BY_OP = {  # changed arguments of torch.ops.fastseg.masked_bce, message
         "weight must be (B, 1 or C, *S) = (2, 1 or 3, 4, 4), got (2, 3, 2, 4)",
     ),
     "pos_weight": ({"pos_weight": torch.ones(2)}, "pos_weight must be (C,) = (3,), got (2,)"),
-    "normalize": ({"normalize": 4}, "normalize must be from 0 to 3, got 4"),
+    "normalize": ({"normalize": 5}, "normalize must be from 0 to 4, got 5"),
 }
 
 

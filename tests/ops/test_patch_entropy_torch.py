@@ -190,7 +190,7 @@ SAMPLING_REFUSED = {
     "entropy": (
         {"entropy": V[:, :2]},
         ValueError,
-        "entropy must be (B, 1 or K, *W) for confidence (2, 3, 8, 9), got",
+        "entropy must be (B, 1 or K, *W) = (2, 1 or 3, 8, 9), got",
     ),
     "dtype": ({"entropy": V.long()}, TypeError, "entropy must be float32, .*, got int64"),
     "n": ({"n": 0}, ValueError, "n must be at least 1, got 0"),
@@ -252,7 +252,7 @@ def test_extract_patches_refuses(name):
 REFUSED_BY_OPS = {  # call, message
     "patch": (
         lambda: OPS.patch_entropy(V, None, [9, 9], [1, 1], False, False, 1),
-        "patch_size must be at least 1 and fit",
+        "patch_size must fit in (8, 9)",
     ),
     "axes": (
         lambda: OPS.patch_entropy(V, None, [2], [1, 1], False, False, 1),

@@ -10,7 +10,7 @@ import torch
 import fastseg
 from fastseg import region_pool, region_stats, soft_region_pool
 from fastseg.ops import dispatch
-from fastseg.ops.region_pool_soft import _tables
+from fastseg.ops.region_pool_soft import _gradient
 
 from .masked_bce_cases import DEVICES, implementations
 from .region_pool_cases import REDUCE, make_case, make_soft_case
@@ -91,7 +91,7 @@ def test_only_the_gradients_that_are_wanted():
 def test_the_gradient_of_a_mean_keeps_no_features():
     features, regions = hard_case()
     pooled = region_pool(features.requires_grad_(), regions, 4)
-    shapes = {tuple(tensor.shape) for tensor in pooled.grad_fn.saved_tensors}
+    shapes = {tuple(tensor.shape) for tensor in pooled.grad_fn.saved_tensors if tensor is not None}
     assert tuple(features.shape) not in shapes
 
 
@@ -106,12 +106,12 @@ def test_opcheck(device, layout, dtype):
         for reduce in range(6):
             torch.library.opcheck(OPS.region_pool.default, (values, regions, 4, reduce))
     mean, _, low, high, count, argmin, argmax = OPS.region_pool(features, regions, 4, 5)
-    tables = (mean, mean, mean, low, high, argmin, argmax)
-    torch.library.opcheck(OPS.region_pool_backward.default, (features, regions, 4, *tables))
-    assert count.sum() > 0
-    for channels_last in (False, True):
-        gather = (mean.clone().requires_grad_(), regions, 1, channels_last)
-        torch.library.opcheck(OPS.region_gather.default, gather)
+    kind = {torch.float32: 1, torch.float64: 2, torch.bfloat16: 3}[dtype]
+    kept, grads = (features, mean, count, argmin, argmax), (mean, mean, low, high)
+    torch.library.opcheck(OPS.region_pool_backward.default, (regions, kind, False, *kept, *grads))
+    for channels_last, sizes in itertools.product((False, True), (None, count)):
+        of_sum = (None, None, sizes, None, None, mean.clone().requires_grad_(), None, None, None)
+        torch.library.opcheck(OPS.region_pool_backward.default, (regions, 1, channels_last, *of_sum))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -125,32 +125,29 @@ def test_soft_opcheck(device, layout, dtype):
         for image in (grey, None):
             arguments = (features.detach().clone().requires_grad_(), image, logits, True, variance)
             torch.library.opcheck(OPS.soft_region_pool.default, arguments)
-            _, mean, spread = OPS.soft_region_pool(features, image, logits, True, variance)
-            tables = (mean, spread, mean[:, 0], mean[..., 0])
+            results = OPS.soft_region_pool(features, image, logits, True, variance)
             wanted = (True, image is not None, True)
-            backward = (features, image, logits, True, variance, *tables, *wanted)
+            backward = (features, image, logits, True, variance, *results, *results, *wanted)
             torch.library.opcheck(OPS.soft_region_pool_backward.default, backward)
 
 
 @pytest.mark.parametrize("given", list(itertools.product((True, False), repeat=3))[:-1], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_tables_of_the_soft_gradient(dtype, given):
-    """Those of C++ are the steps in PyTorch, which a GPU and second gradients take."""
+def test_the_soft_gradient_is_its_formula(dtype, given):
+    """The backward op against the steps in PyTorch by which second gradients go."""
     generator = torch.Generator().manual_seed(0)
-    shapes = (3, 3), (3, 3, 4), (3, 3, 1)  # mass, mean, variance
+    shapes = (3, 3), (3, 3, 5), (3, 3, 1)  # mass, mean, variance
     results = [torch.rand(shape, generator=generator, dtype=dtype) + 0.5 for shape in shapes]
     for table in results:
         table[0], table[1, 2] = 0, 0  # a sample without mass, a part without
     grads = [torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes]
     grads = [grad if wanted else None for grad, wanted in zip(grads, given, strict=True)]
-    truth = _tables(*(None if table is None else table.double() for table in (*results, *grads)))
-    few = 16 * torch.finfo(dtype).eps
-    for found, true in zip(OPS.soft_region_pool_tables(*results, *grads), truth, strict=True):
-        torch.testing.assert_close(found.double(), true, rtol=few, atol=few)
-    torch.library.opcheck(OPS.soft_region_pool_tables.default, (*results, *grads), test_utils="test_schema")
-    torch.library.opcheck(
-        OPS.soft_region_pool_tables.default, (*results, *grads), test_utils="test_faketensor"
-    )
+    tensors = [torch.randn((3, channels, 7), generator=generator, dtype=dtype) for channels in (4, 1, 3)]
+    found = OPS.soft_region_pool_backward(*tensors, True, False, *results, *grads, True, True, True)
+    exact = [None if one is None else one.double() for one in (*tensors, *results, *grads)]
+    few = 64 * torch.finfo(dtype).eps
+    for one, truth in zip(found, _gradient(True, *exact), strict=True):
+        torch.testing.assert_close(one.double(), truth, rtol=few, atol=few)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])

@@ -5,6 +5,7 @@ import warnings
 from typing import Any
 
 import torch  # before _C, which finds torch's libraries already loaded
+from torch import Tensor
 
 from fastseg import _C
 
@@ -28,10 +29,11 @@ def build_info() -> dict[str, Any]:
     return {**_C.build_info(), "ops": dict(_KERNELS)}
 
 
-def use_fused(op: str, impl: str, device: torch.device) -> bool:
-    """Whether `impl` means the fused kernel of `op` on this device; "auto" warns once where there is none."""
-    if impl == "auto" and device.type in _KERNELS[op]:
+def use_fused(op: str, impl: str, tensor: Tensor) -> bool:
+    """Whether `impl` means the fused kernel of `op` on the tensor's device; "auto" warns once where there is none."""
+    if impl == "auto" and tensor.is_cpu:  # which every build serves
         return True
+    device = tensor.device
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
     if impl == "reference":

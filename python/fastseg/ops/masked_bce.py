@@ -2,22 +2,36 @@
 """masked_weighted_bce: binary cross-entropy with logits where labels are sparse and partly pseudo-labels."""
 
 import math
-import numbers
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastseg import _C
+from fastseg.ops.checks import (
+    BYTES,
+    FLOATS,
+    check_device,
+    check_dtype,
+    check_map,
+    check_option,
+    check_shape,
+    check_types,
+    check_volume,
+    empty_like,
+    is_number,
+    name_of,
+    real_dtype,
+)
 from fastseg.ops.dispatch import use_fused
 from fastseg.ops.doors import open_doors
-from fastseg.ops.reference.masked_bce import masked_bce_map_reference, masked_bce_reference
+from fastseg.ops.reference.masked_bce import masked_bce_reference
 
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_BYTES = (torch.uint8, torch.bool)
+MODES = {name: int(value) for name, value in _C.BceNormalize.__members__.items()}
+_REDUCTIONS = ("mean", "sum", "none")  # of which the last two are modes, too
+_NORMALIZE = tuple(name for name in MODES if name not in _REDUCTIONS)
+_NONE = MODES["none"]
 _OR_NONE = (Tensor, type(None))
-NORMALIZE = {name: int(value) for name, value in _C.BceNormalize.__members__.items()}
-_NORMALIZE = tuple(name for name in NORMALIZE if name != "sum")  # which is a reduction here
 
 
 class BCETerms(NamedTuple):
@@ -92,13 +106,8 @@ def masked_weighted_bce(
         The masked, weighted loss of sparsely supervised 2D-to-3D training; divided by all voxels, as there,
         unless `normalize` says otherwise. pos_weight as in torch.nn.BCEWithLogitsLoss.
     """
-    options = (pseudo_weight, normalize, reduction)
     tensors = (logits, target, mask, weight, pos_weight)
-    check_types(*tensors)
-    check_options(*options)
-    if reduction == "none":
-        return _map(*tensors, pseudo_weight, impl)
-    return _reduced(*tensors, *options, impl)[0]
+    return run(masked_bce, tensors, pseudo_weight, normalize, reduction, impl)[0]
 
 
 def masked_weighted_bce_terms(
@@ -123,40 +132,46 @@ def masked_weighted_bce_terms(
         the number of each. All but the loss are detached.
     """
     tensors = (logits, target, mask, weight, pos_weight)
-    check_types(*tensors)
-    check_options(pseudo_weight, normalize, reduction)
+    loss, stats = run(masked_bce.whole, tensors, pseudo_weight, normalize, reduction, impl)
     if reduction == "none":
-        loss = _map(*tensors, pseudo_weight, impl)
         with torch.no_grad():
-            _, stats = _reduced(*tensors, pseudo_weight, normalize, "sum", impl)
-    else:
-        loss, stats = _reduced(*tensors, pseudo_weight, normalize, reduction, impl)
+            _, stats = run(masked_bce.whole, tensors, pseudo_weight, normalize, "sum", impl)
     sums, counts = stats[0:2], stats[4:6]
-    means = (sums / counts.clamp(min=1)).to(loss_dtype(logits))
+    means = (sums / counts.clamp(min=1)).to(real_dtype(logits))
     counts = counts.long()
     return BCETerms(loss, means[0], means[1], counts[0], counts[1])
 
 
-def loss_dtype(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+def run(op: Any, tensors: tuple[Any, Any, Any, Any, Any], pseudo_weight, normalize, reduction, impl) -> Any:
+    """The loss, and by the whole `op` its stats."""
+    logits, target, mask, weight, pos_weight = tensors
+    check_arguments(logits, target, mask, weight, pos_weight, pseudo_weight, normalize, reduction)
+    mode = normalize if reduction == "mean" else reduction
+    if use_fused("masked_bce", impl, logits):
+        if target.requires_grad or weight is not None or pos_weight is not None:
+            check_no_grad(impl, target=target, weight=weight, pos_weight=pos_weight)
+        return op(logits, target, mask, weight, pos_weight, pseudo_weight, MODES[mode])
+    check_tensors(*tensors)
+    return masked_bce_reference(*tensors, pseudo_weight, mode)
 
 
-def _reduced(logits, target, mask, weight, pos_weight, pseudo_weight, normalize, reduction, impl):
-    mode = "sum" if reduction == "sum" else normalize
-    if not use_fused("masked_bce", impl, logits.device):
-        check_tensors(logits, target, mask, weight, pos_weight)
-        return masked_bce_reference(logits, target, mask, weight, pos_weight, pseudo_weight, mode)
-    if target.requires_grad or weight is not None or pos_weight is not None:
-        check_no_grad(impl, target=target, weight=weight, pos_weight=pos_weight)
-    return masked_bce(logits, target, mask, weight, pos_weight, pseudo_weight, NORMALIZE[mode])
+def check_arguments(logits, target, mask, weight, pos_weight, pseudo_weight, normalize, reduction) -> None:
+    """What neither C++ nor torch.library would name."""
+    required = isinstance(logits, Tensor) and isinstance(target, Tensor)
+    if not (required and isinstance(mask, _OR_NONE) and weight is None and pos_weight is None):
+        maps = {"mask": mask, "weight": weight, "pos_weight": pos_weight}
+        check_types({"logits": logits, "target": target}, maps)
+    check_options(pseudo_weight, normalize, reduction)
 
 
-def _map(logits, target, mask, weight, pos_weight, pseudo_weight, impl):
-    if not use_fused("masked_bce", impl, logits.device):
-        check_tensors(logits, target, mask, weight, pos_weight)
-        return masked_bce_map_reference(logits, target, mask, weight, pos_weight, pseudo_weight)
-    check_no_grad(impl, target=target, weight=weight, pos_weight=pos_weight)
-    return _masked_bce_map(logits, target, mask, weight, pos_weight, pseudo_weight)
+def check_options(pseudo_weight: float, normalize: str, reduction: str) -> None:
+    if type(pseudo_weight) is not float and not is_number(pseudo_weight):
+        raise TypeError(f"pseudo_weight must be a number, got {type(pseudo_weight).__name__}")
+    if not 0 <= pseudo_weight < math.inf:
+        raise ValueError(f"pseudo_weight must be finite and at least 0, got {pseudo_weight}")
+    if normalize not in _NORMALIZE or reduction not in _REDUCTIONS:
+        check_option("normalize", normalize, _NORMALIZE)
+        check_option("reduction", reduction, _REDUCTIONS)
 
 
 def check_no_grad(impl: str, **tensors: Tensor | None) -> None:
@@ -168,139 +183,49 @@ def check_no_grad(impl: str, **tensors: Tensor | None) -> None:
             )
 
 
-def check_types(
-    logits: Tensor, target: Tensor, mask: Tensor | None, weight: Tensor | None, pos_weight: Tensor | None
-) -> None:
-    required = isinstance(logits, Tensor) and isinstance(target, Tensor)
-    if required and isinstance(mask, _OR_NONE) and weight is None and pos_weight is None:
-        return  # as most calls are
-    given = {"logits": logits, "target": target, "mask": mask, "weight": weight, "pos_weight": pos_weight}
-    for name, tensor in given.items():
-        if not isinstance(tensor, Tensor) and (tensor is not None or name in ("logits", "target")):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-
-
-def check_tensors(
-    logits: Tensor,
-    target: Tensor,
-    mask: Tensor | None,
-    weight: Tensor | None,
-    pos_weight: Tensor | None,
-    *_: object,
-) -> None:
-    """What C++ checks, for the reference and for tensors that C++ does not see: fake ones of a tracer."""
-    _check_tensor("logits", logits, _FLOATS, logits)
-    if not 3 <= logits.dim() <= 5:
-        raise ValueError(f"logits must be (B, C, *S) with 1 to 3 spatial axes, got {tuple(logits.shape)}")
-    if target.dtype not in _BYTES + _FLOATS:
+def check_tensors(logits, target, mask, weight, pos_weight, *_: object) -> None:
+    check_dtype("logits", logits, FLOATS)
+    check_volume("logits", logits)
+    if target.dtype not in BYTES + FLOATS:
         raise TypeError(
-            f"target must be bool, uint8 or floating, got {_name(target.dtype)}; pass labels of 0 and 1 as "
+            f"target must be bool, uint8 or floating, got {name_of(target.dtype)}; pass labels of 0 and 1 as "
             "target.to(torch.uint8)"
         )
-    _check_tensor("target", target, _BYTES + _FLOATS, logits)
-    if target.shape != logits.shape:
-        raise ValueError(
-            f"target must be the shape of logits = {tuple(logits.shape)}, got {tuple(target.shape)}"
-        )
-    for name, tensor, dtypes in (("mask", mask, _BYTES), ("weight", weight, _FLOATS)):
-        if tensor is None:
-            continue
-        _check_tensor(name, tensor, dtypes, logits)
-        batch, channels, *spatial = logits.shape
-        if tuple(tensor.shape) not in ((batch, 1, *spatial), (batch, channels, *spatial)):
-            expected = ", ".join(["1" if channels == 1 else f"1 or {channels}", *map(str, spatial)])
-            raise ValueError(
-                f"{name} must be (B, 1 or C, *S) = ({batch}, {expected}), got {tuple(tensor.shape)}"
-            )
+    check_device("target", target, "logits", logits)
+    check_shape("target", target, "the shape of logits", logits.shape)
+    for name, tensor, dtypes in (("mask", mask, BYTES), ("weight", weight, FLOATS)):
+        if tensor is not None:
+            check_dtype(name, tensor, dtypes)
+            check_device(name, tensor, "logits", logits)
+            check_map(name, tensor, "(B, 1 or C, *S)", logits)
     if pos_weight is not None:
-        _check_tensor("pos_weight", pos_weight, _FLOATS, logits)
-        if tuple(pos_weight.shape) != (logits.shape[1],):
-            raise ValueError(f"pos_weight must be (C,) = ({logits.shape[1]},), got {tuple(pos_weight.shape)}")
-
-
-def is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real | torch.SymFloat) and not isinstance(value, bool)
-
-
-def check_options(pseudo_weight: float, normalize: str, reduction: str) -> None:
-    if type(pseudo_weight) is not float and not is_number(pseudo_weight):
-        raise TypeError(f"pseudo_weight must be a number, got {type(pseudo_weight).__name__}")
-    if not 0 <= pseudo_weight < math.inf:
-        raise ValueError(f"pseudo_weight must be finite and at least 0, got {pseudo_weight}")
-    if normalize not in _NORMALIZE:
-        raise ValueError(f"normalize must be one of {', '.join(_NORMALIZE)}, got {normalize!r}")
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction must be one of mean, sum, none, got {reduction!r}")
-
-
-def _check_tensor(name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], logits: Tensor) -> None:
-    if tensor.dtype not in dtypes:
-        raise TypeError(f"{name} must be {dtype_names(dtypes)}, got {_name(tensor.dtype)}")
-    if tensor.device != logits.device:
-        raise ValueError(f"{name} must be on {logits.device}, where logits is, got {tensor.device}")
-
-
-def dtype_names(dtypes: tuple[torch.dtype, ...]) -> str:
-    *first, last = map(_name, dtypes)
-    return f"{', '.join(first)} or {last}" if first else last
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _empty_map(logits: Tensor) -> Tensor:
-    """A map as the kernels allocate it: channels last where logits is, else contiguous."""
-    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(logits.dim())
-    if channels_last and not logits.is_contiguous() and logits.is_contiguous(memory_format=channels_last):
-        return torch.empty(
-            logits.shape, dtype=logits.dtype, device=logits.device, memory_format=channels_last
-        )
-    return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+        check_dtype("pos_weight", pos_weight, FLOATS)
+        check_device("pos_weight", pos_weight, "logits", logits)
+        check_shape("pos_weight", pos_weight, "(C,)", (logits.shape[1],))
 
 
 @torch.library.register_fake("fastseg::masked_bce")
 def _(logits, target, mask, weight, pos_weight, pseudo_weight, normalize):
-    stats = torch.empty(8, dtype=torch.float64, device=logits.device)
-    return torch.empty((), dtype=loss_dtype(logits), device=logits.device), stats
-
-
-@torch.library.register_fake("fastseg::masked_bce_map")
-def _(logits, target, mask, weight, pos_weight, pseudo_weight):
-    return _empty_map(logits)
+    loss = empty_like(logits) if normalize == _NONE else logits.new_empty((), dtype=real_dtype(logits))
+    return loss, logits.new_empty(0 if normalize == _NONE else 8, dtype=torch.float64)
 
 
 @torch.library.register_fake("fastseg::masked_bce_backward")
-def _(grad, logits, target, mask, weight, pos_weight, scale, pseudo_weight):
-    return _empty_map(logits)
+def _(grad, logits, *_):
+    return empty_like(logits)
 
 
 def _save(ctx, inputs, output):
-    logits, target, mask, weight, pos_weight, ctx.pseudo_weight = inputs[:6]
-    scale = None
-    if isinstance(output, tuple):
-        _, stats = output
-        ctx.mark_non_differentiable(stats)
-        ctx.set_materialize_grads(False)
-        scale = stats
-    ctx.save_for_backward(logits, target, mask, weight, pos_weight, scale)
+    *tensors, ctx.pseudo_weight, mode = inputs
+    ctx.save_for_backward(*tensors, None if mode == _NONE else output[1])
 
 
 def _backward(ctx, grad, *_):
-    logits, target, mask, weight, pos_weight, stats = ctx.saved_tensors
-    inputs = 6 if stats is None else 7
-    if grad is None:
-        return (None,) * inputs
-    grad_logits = masked_bce_backward(
-        grad, logits, target, mask, weight, pos_weight, stats, ctx.pseudo_weight
-    )
-    return grad_logits, *(None,) * (inputs - 1)
+    grad_logits = None if grad is None else masked_bce_backward(grad, *ctx.saved_tensors, ctx.pseudo_weight)
+    return grad_logits, None, None, None, None, None, None
 
 
-def _no_second_gradient(ctx, *grads):
-    raise NotImplementedError('masked_weighted_bce has no second gradient; use impl="reference"')
-
-
-masked_bce = open_doors("masked_bce", _save, _backward, check_tensors)
-_masked_bce_map = open_doors("masked_bce_map", _save, _backward, check_tensors)
-masked_bce_backward = open_doors("masked_bce_backward", None, _no_second_gradient)
+masked_bce = open_doors("masked_bce", _save, _backward, check=check_tensors, differentiable=1, results=1)
+masked_bce_backward = open_doors(
+    "masked_bce_backward", backward='masked_weighted_bce has no second gradient; use impl="reference"'
+)

@@ -5,14 +5,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fastseg.ops.checks import real_dtype
 from fastseg.ops.dispatch import use_fused
 from fastseg.ops.masked_bce import (
-    NORMALIZE,
+    MODES,
+    check_arguments,
     check_no_grad,
-    check_options,
     check_tensors,
-    check_types,
-    loss_dtype,
     masked_bce,
     masked_bce_backward,
 )
@@ -61,9 +60,8 @@ def masked_weighted_bce_across_ranks(
         That of `masked_weighted_bce`, and one all-reduce of seven numbers, which does not wait for the device.
     """
     tensors = (logits, target, mask, weight, pos_weight)
-    check_types(*tensors)
-    check_options(pseudo_weight, normalize, "mean")
-    if use_fused("masked_bce", impl, logits.device):
+    check_arguments(*tensors, pseudo_weight, normalize, "mean")
+    if use_fused("masked_bce", impl, logits):
         check_no_grad(impl, target=target, weight=weight, pos_weight=pos_weight)
         return _AcrossRanks.apply(*tensors, pseudo_weight, normalize, group)
     check_tensors(*tensors)
@@ -74,11 +72,11 @@ class _AcrossRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, target, mask, weight, pos_weight, pseudo_weight, normalize, group):
         tensors = (logits, target, mask, weight, pos_weight)
-        _, stats = masked_bce(*tensors, pseudo_weight, NORMALIZE["sum"])
+        _, stats = masked_bce.whole(*tensors, pseudo_weight, MODES["sum"])
         loss, scales, count = over_all_ranks(stats, logits.numel(), pseudo_weight, normalize, group)
         ctx.pseudo_weight = pseudo_weight
         ctx.save_for_backward(*tensors, scales * count)
-        return loss.to(loss_dtype(logits))
+        return loss.to(real_dtype(logits))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -98,7 +96,7 @@ def _reference(logits, target, mask, weight, pos_weight, pseudo_weight, normaliz
     if mask is not None and pseudo_weight:
         own = own + scales[1] * part(mask == 2)
     own = own * count
-    return (own + (loss - own).detach()).to(loss_dtype(logits))
+    return (own + (loss - own).detach()).to(real_dtype(logits))
 
 
 def over_all_ranks(stats: Tensor, voxels: int, pseudo_weight: float, normalize: str, group=None):

@@ -8,14 +8,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastseg.ops.checks import (
+    BYTES,
+    FLOATS,
+    as_int,
+    check_device,
+    check_dtype,
+    check_map,
+    check_option,
+    check_types,
+    check_volume,
+    is_number,
+    real_dtype,
+)
 from fastseg.ops.dispatch import use_fused
 from fastseg.ops.doors import open_doors
-from fastseg.ops.integers import as_int
-from fastseg.ops.masked_bce import dtype_names, is_number
 from fastseg.ops.reference.patch_entropy import patch_entropy_reference
 
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_BYTES = (torch.uint8, torch.bool)
 _MODES = ("binary", "categorical")
 
 
@@ -88,12 +97,11 @@ def patch_entropy(
         The patch scores of Boserup and Selvan (2023), "Efficient self-supervision using patch-based
         contrastive learning for histopathology image segmentation".
     """
-    _check_tensors(confidence, mask, mode)
-    spatial = confidence.shape[2:]
-    patch_size = per_axis("patch_size", patch_size, len(spatial))
-    stride = per_axis("stride", stride, len(spatial))
-    if any(patch > size for patch, size in zip(patch_size, spatial, strict=True)):
-        raise ValueError(f"patch_size must fit in {tuple(spatial)}, got {tuple(patch_size)}")
+    check_types({"confidence": confidence}, {"mask": mask})
+    check_option("mode", mode, _MODES)
+    check_volume("confidence", confidence, "(B, K, *S)")
+    patch_size = per_axis("patch_size", patch_size, confidence.dim() - 2)
+    stride = per_axis("stride", stride, confidence.dim() - 2)
     if type(min_valid) is not float and not is_number(min_valid):
         raise TypeError(f"min_valid must be a number, got {type(min_valid).__name__}")
     if not 0 <= min_valid <= 1:
@@ -101,45 +109,28 @@ def patch_entropy(
     # Less than a millionth of a voxel is a rounding error of min_valid.
     min_count = max(1, math.ceil(round(min_valid * math.prod(patch_size), 6)))
     arguments = (confidence, mask, patch_size, stride, mode == "categorical", bool(from_logits), min_count)
-    if not use_fused("patch_entropy", impl, confidence.device):
-        return WindowEntropy(*patch_entropy_reference(*arguments))
-    entropy, means, _ = _patch_entropy(*arguments)
-    return WindowEntropy(entropy, means)
+    if use_fused("patch_entropy", impl, confidence):
+        return WindowEntropy(*_patch_entropy(*arguments))
+    _check(*arguments)
+    return WindowEntropy(*patch_entropy_reference(*arguments))
 
 
-def _check_tensors(confidence, mask, mode) -> None:
-    if mode not in _MODES:
-        raise ValueError(f"mode must be one of {', '.join(_MODES)}, got {mode!r}")
-    check_tensor("confidence", confidence, _FLOATS)
-    if not 3 <= confidence.dim() <= 5:
-        raise ValueError(
-            f"confidence must be (B, K, *S) with 1 to 3 spatial axes, got {tuple(confidence.shape)}"
-        )
-    if mode == "categorical" and confidence.shape[1] == 0:
+def _check(confidence, mask, patch_size, stride, categorical, *_: object) -> None:
+    check_dtype("confidence", confidence, FLOATS)
+    if categorical and confidence.shape[1] == 0:
         raise ValueError(
             f'confidence must have at least one class for mode="categorical", got {tuple(confidence.shape)}'
         )
-    if mask is None:
-        return
-    check_tensor("mask", mask, _BYTES, "confidence", confidence)
-    batch, channels, *spatial = confidence.shape
-    allowed = [1] if mode == "categorical" else [1, channels]
-    if tuple(mask.shape) not in [(batch, k, *spatial) for k in allowed]:
-        wanted = ", ".join([" or ".join(map(str, dict.fromkeys(allowed))), *map(str, spatial)])
-        meaning = "(B, 1, *S)" if mode == "categorical" else "(B, 1 or K, *S)"
-        raise ValueError(f"mask must be {meaning} = ({batch}, {wanted}), got {tuple(mask.shape)}")
+    check_fits(patch_size, confidence)
+    if mask is not None:
+        check_dtype("mask", mask, BYTES)
+        check_device("mask", mask, "confidence", confidence)
+        check_map("mask", mask, "(B, 1, *S)" if categorical else "(B, 1 or K, *S)", confidence, categorical)
 
 
-def check_tensor(
-    name: str, tensor, dtypes: tuple[torch.dtype, ...], other_name: str = "", other: Tensor | None = None
-) -> None:
-    """That `tensor` is one, of one of the dtypes, and on the device of `other`."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-    if tensor.dtype not in dtypes:
-        raise TypeError(f"{name} must be {dtype_names(dtypes)}, got {dtype_names((tensor.dtype,))}")
-    if other is not None and tensor.device != other.device:
-        raise ValueError(f"{name} must be on {other.device}, where {other_name} is, got {tensor.device}")
+def check_fits(patch_size: Sequence[int], volume: Tensor) -> None:
+    if any(patch > size for patch, size in zip(patch_size, volume.shape[2:], strict=True)):
+        raise ValueError(f"patch_size must fit in {tuple(volume.shape[2:])}, got {tuple(patch_size)}")
 
 
 def per_axis(name: str, value, axes: int) -> list[int]:
@@ -159,43 +150,30 @@ def per_axis(name: str, value, axes: int) -> list[int]:
 def _(values, mask, patch_size, stride, categorical, from_logits, min_count):
     batch, channels, *spatial = values.shape
     windows = [(n - p) // s + 1 for n, p, s in zip(spatial, patch_size, stride, strict=True)]
-    dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
-
-    def empty(*shape):
-        return torch.empty(shape, dtype=dtype, device=values.device)
-
-    of_entropy = (batch, 1 if categorical else channels, *windows)
-    return (
-        empty(*of_entropy),
-        empty(batch, channels, *windows),
-        empty(*((0,) if mask is None else of_entropy)),
-    )
+    of_entropy, of_confidence = (batch, 1 if categorical else channels, *windows), (batch, channels, *windows)
+    shapes = (of_entropy, of_confidence, (0,) if mask is None else of_entropy)
+    return tuple(values.new_empty(shape, dtype=real_dtype(values)) for shape in shapes)
 
 
 @torch.library.register_fake("fastseg::patch_entropy_backward")
 def _(grad_entropy, grad_confidence, values, *_):
-    return torch.empty(values.shape, dtype=values.dtype, device=values.device)
+    return values.new_empty(values.shape)
 
 
 def _save(ctx, inputs, output):
     values, mask, *ctx.options = inputs
-    counts = output[2]
-    if counts is not None:
-        ctx.mark_non_differentiable(counts)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(values, mask, None if mask is None else counts)
+    ctx.save_for_backward(values, mask, None if mask is None else output[2])
 
 
-def _backward(ctx, grad_entropy, grad_confidence, _):
+def _backward(ctx, grad_entropy, grad_confidence, *_):
     if grad_entropy is None and grad_confidence is None:
         return (None,) * 7
     gradient = _patch_entropy_backward(grad_entropy, grad_confidence, *ctx.saved_tensors, *ctx.options)
     return gradient, *(None,) * 6
 
 
-def _no_second_gradient(ctx, *grads):
-    raise NotImplementedError('patch_entropy has no second gradient; use impl="reference"')
-
-
-_patch_entropy = open_doors("patch_entropy", _save, _backward)
-_patch_entropy_backward = open_doors("patch_entropy_backward", None, _no_second_gradient)
+_patch_entropy = open_doors("patch_entropy", _save, _backward, check=_check, differentiable=2, results=2)
+_patch_entropy_backward = open_doors(
+    "patch_entropy_backward", backward='patch_entropy has no second gradient; use impl="reference"'
+)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastseg.ops.checks import check_device, check_dtype, check_types, check_volume
 from fastseg.ops.dispatch import use_fused
 from fastseg.ops.doors import open_doors
-from fastseg.ops.patch_entropy import check_tensor, per_axis
+from fastseg.ops.patch_entropy import check_fits, per_axis
 from fastseg.ops.reference.patch_entropy_crops import extract_patches_reference
 
 
@@ -48,62 +49,62 @@ def extract_patches(
         Every voxel of a patch is read and written once. Backward, every voxel of the volume is written once
         and those of the patches read once; each plane looks at all corners of its sample.
     """
-    if not isinstance(volume, Tensor):
-        raise TypeError(f"volume must be a torch.Tensor, got {type(volume).__name__}")
-    if not 3 <= volume.dim() <= 5:
-        raise ValueError(f"volume must be (B, C, *S) with 1 to 3 spatial axes, got {tuple(volume.shape)}")
-    check_tensor("corners", corners, (torch.int64, torch.int32), "volume", volume)
-    axes = volume.dim() - 2
-    if corners.dim() < 2 or corners.shape[0] != volume.shape[0] or corners.shape[-1] != axes:
+    check_types({"volume": volume, "corners": corners})
+    check_volume("volume", volume)
+    axes, shape = volume.dim() - 2, corners.shape
+    if len(shape) < 2 or shape[0] != volume.shape[0] or shape[-1] != axes:
         raise ValueError(
             f"corners must be (B, *N, d) = ({volume.shape[0]}, *N, {axes}), got {tuple(corners.shape)}"
         )
     patch_size = per_axis("patch_size", patch_size, axes)
-    if any(patch > size for patch, size in zip(patch_size, volume.shape[2:], strict=True)):
-        raise ValueError(f"patch_size must fit in {tuple(volume.shape[2:])}, got {tuple(patch_size)}")
-    flat = corners if corners.dtype == torch.int64 else corners.long()
-    if corners.dim() != 3:
-        flat = flat.reshape(corners.shape[0], math.prod(corners.shape[1:-1]), axes)
-    if use_fused("patch_entropy", impl, volume.device):
-        patches = _crops(volume, flat, patch_size)
+    if corners.dtype != torch.int64:
+        check_dtype("corners", corners, (torch.int64, torch.int32))
+        corners = corners.long()
+    if len(shape) != 3:
+        corners = corners.reshape(shape[0], math.prod(shape[1:-1]), axes)
+    if use_fused("patch_entropy", impl, volume):
+        patches = _crops(volume, corners, patch_size)
     else:
-        patches = extract_patches_reference(volume, flat, patch_size)
-    return patches if corners.dim() == 3 else patches.reshape(*corners.shape[:-1], *patches.shape[2:])
+        _check(volume, corners, patch_size)
+        patches = extract_patches_reference(volume, corners, patch_size)
+    return patches if len(shape) == 3 else patches.reshape(*shape[:-1], *patches.shape[2:])
+
+
+def _check(volume: Tensor, corners: Tensor, patch_size: Sequence[int]) -> None:
+    check_device("corners", corners, "volume", volume)
+    check_fits(patch_size, volume)
 
 
 @torch.library.register_fake("fastseg::patch_entropy_crops")
 def _(volume, corners, patch_size):
-    shape = (*corners.shape[:2], volume.shape[1], *patch_size)
-    return torch.empty(shape, dtype=volume.dtype, device=volume.device)
+    return volume.new_empty((*corners.shape[:2], volume.shape[1], *patch_size))
 
 
 @torch.library.register_fake("fastseg::patch_entropy_crops_backward")
 def _(grad, corners, spatial):
-    return torch.empty((grad.shape[0], grad.shape[2], *spatial), dtype=grad.dtype, device=grad.device)
+    return grad.new_empty((grad.shape[0], grad.shape[2], *spatial))
 
 
 def _save(ctx, inputs, output):
     volume, corners, ctx.patch_size = inputs
-    ctx.spatial = list(volume.shape[2:])
+    ctx.spatial = volume.shape[2:]
     ctx.save_for_backward(corners)
 
 
 def _backward(ctx, grad):
-    (corners,) = ctx.saved_tensors
-    return _crops_backward(grad, corners, ctx.spatial), None, None
+    return _crops_backward(grad, *ctx.saved_tensors, ctx.spatial), None, None
 
 
 # The adjoint of the adjoint is the crop again.
 def _save_backward(ctx, inputs, output):
     grad, corners, _ = inputs
-    ctx.patch_size = list(grad.shape[3:])
+    ctx.patch_size = grad.shape[3:]
     ctx.save_for_backward(corners)
 
 
 def _second(ctx, grad):
-    (corners,) = ctx.saved_tensors
-    return _crops(grad, corners, ctx.patch_size), None, None
+    return _crops(grad, *ctx.saved_tensors, ctx.patch_size), None, None
 
 
-_crops = open_doors("patch_entropy_crops", _save, _backward)
+_crops = open_doors("patch_entropy_crops", _save, _backward, check=_check)
 _crops_backward = open_doors("patch_entropy_crops_backward", _save_backward, _second)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """sample_patches: windows drawn by their entropy, the same ones on every device."""
 
-import numbers
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,13 +8,23 @@ import torch
 from torch import Tensor
 
 from fastseg import _C
+from fastseg.ops.checks import (
+    FLOATS,
+    as_int,
+    check_device,
+    check_dtype,
+    check_map,
+    check_option,
+    check_types,
+    check_volume,
+    is_number,
+    real_dtype,
+)
 from fastseg.ops.dispatch import use_fused
 from fastseg.ops.doors import open_doors
-from fastseg.ops.integers import as_int
-from fastseg.ops.patch_entropy import check_tensor, per_axis
+from fastseg.ops.patch_entropy import per_axis
 from fastseg.ops.reference.patch_entropy_sampling import sample_patches_reference
 
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _STRATEGIES = {name: int(value) for name, value in _C.SampleStrategy.__members__.items()}
 
 
@@ -91,29 +100,24 @@ def sample_patches(
         Boserup and Selvan (2023), where "probabilistic" with replacement, n=10 and floor=1e-3 is used.
         Philox: Salmon et al. (2011), "Parallel random numbers: as easy as 1, 2, 3".
     """
-    check_tensor("entropy", entropy, _FLOATS)
-    check_tensor("confidence", confidence, _FLOATS, "entropy", entropy)
-    if not 3 <= confidence.dim() <= 5:
-        raise ValueError(
-            f"confidence must be (B, K, *W) with 1 to 3 axes of windows, got {tuple(confidence.shape)}"
-        )
-    batch, channels, *windows = confidence.shape
-    if tuple(entropy.shape) not in ((batch, 1, *windows), (batch, channels, *windows)):
-        raise ValueError(
-            f"entropy must be (B, 1 or K, *W) for confidence {tuple(confidence.shape)}, got {tuple(entropy.shape)}"
-        )
+    check_types({"entropy": entropy, "confidence": confidence})
+    check_dtype("entropy", entropy, FLOATS)
+    check_dtype("confidence", confidence, FLOATS)
+    check_device("confidence", confidence, "entropy", entropy)
+    check_volume("confidence", confidence, "(B, K, *W)", "axes of windows")
+    check_map("entropy", entropy, "(B, 1 or K, *W)", confidence)
     n = as_int("n", n)
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     if n >= 2**31:
         raise ValueError(f"n must be below 2**31, got {n}")
-    stride = per_axis("stride", stride, len(windows))
+    stride = per_axis("stride", stride, confidence.dim() - 2)
     _check_options(strategy, floor, threshold)
     seed = _seed_on(seed, entropy)
-    dtype = torch.float64 if torch.float64 in (entropy.dtype, confidence.dtype) else torch.float32
+    dtype = real_dtype(entropy, confidence)
     arguments = (entropy.detach().to(dtype), confidence.detach().to(dtype), seed, n, stride)
     options = (bool(replacement), float(floor), 0.0 if threshold is None else float(threshold))
-    if use_fused("patch_entropy", impl, entropy.device):
+    if use_fused("patch_entropy", impl, entropy):
         results = _sample(*arguments, _STRATEGIES[strategy], *options)
     else:
         results = sample_patches_reference(*arguments, strategy, *options)
@@ -122,23 +126,22 @@ def sample_patches(
 
 
 def _check_options(strategy: str, floor: float, threshold: float | None) -> None:
-    if strategy not in _STRATEGIES:
-        raise ValueError(f"strategy must be one of {', '.join(_STRATEGIES)}, got {strategy!r}")
-    if isinstance(floor, bool) or not isinstance(floor, numbers.Real):
-        raise TypeError(f"floor must be a number, got {type(floor).__name__}")
+    check_option("strategy", strategy, _STRATEGIES)
+    for name, number in (("floor", floor), ("threshold", 0 if threshold is None else threshold)):
+        if not is_number(number):
+            raise TypeError(f"{name} must be a number, got {type(number).__name__}")
     if not 0 <= floor <= 1:
         raise ValueError(f"floor must be in [0, 1], got {floor}")
     if (strategy == "threshold") != (threshold is not None):
         raise ValueError(
             f'threshold must be given for strategy="threshold" and no other, got {threshold!r} for {strategy!r}'
         )
-    if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, numbers.Real)):
-        raise TypeError(f"threshold must be a number, got {type(threshold).__name__}")
 
 
 def _seed_on(seed: int | Tensor, entropy: Tensor) -> Tensor:
     if isinstance(seed, Tensor):
-        check_tensor("seed", seed, (torch.int64,), "entropy", entropy)
+        check_dtype("seed", seed, (torch.int64,))
+        check_device("seed", seed, "entropy", entropy)
         if seed.numel() != 1:
             raise ValueError(f"seed must be one number, got a tensor {tuple(seed.shape)}")
         return seed
@@ -153,7 +156,7 @@ def _(entropy, confidence, seed, n, stride, strategy, replacement, floor, thresh
     shape = (*confidence.shape[:2], n)
 
     def empty(shape, dtype=torch.int64):
-        return torch.empty(shape, dtype=dtype, device=entropy.device)
+        return entropy.new_empty(shape, dtype=dtype)
 
     return empty(shape), empty((*shape, len(stride))), empty(shape, torch.bool), empty(shape[:2])
 

@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """region_contrast: supervised and multi-positive contrastive loss between rows, such as the features of regions."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastseg.ops import region_contrast_autograd
+from fastseg.ops.checks import FLOATS, as_int
 from fastseg.ops.dispatch import use_fused
-from fastseg.ops.integers import as_int
 from fastseg.ops.reference.region_contrast import region_contrast_reference
 from fastseg.ops.region_contrast_checks import (
     DENOMINATORS,
-    FLOATS,
     REDUCTIONS,
     SIMILARITIES,
     check_tensors,
@@ -104,43 +103,9 @@ def region_contrast(
         Khosla et al. 2020, "Supervised Contrastive Learning", equation 2, for "all"; Boserup & Selvan 2023,
         "Efficient Self-Supervision using Patch-based Contrastive Learning", for "negatives".
     """
-    return region_contrast_and_count(
-        anchors,
-        bank,
-        anchor_ids=anchor_ids,
-        bank_ids=bank_ids,
-        anchor_groups=anchor_groups,
-        bank_groups=bank_groups,
-        temperature=temperature,
-        similarity=similarity,
-        denominator=denominator,
-        reduction=reduction,
-        self_offset=self_offset,
-        impl=impl,
-    )[0]
-
-
-def region_contrast_and_count(
-    anchors,
-    bank=None,
-    *,
-    anchor_ids,
-    bank_ids=None,
-    anchor_groups=None,
-    bank_groups=None,
-    temperature=0.1,
-    similarity="cosine",
-    denominator="all",
-    reduction="mean",
-    self_offset=None,
-    impl="auto",
-) -> tuple[Tensor, Tensor]:
-    """`region_contrast`, and how many rows have a loss."""
     tensors = (anchors, bank, anchor_ids, bank_ids, anchor_groups, bank_groups)
-    options = (temperature, self_offset, similarity, denominator)
-    check_types(*tensors, *options, reduction)
-    loss, _, count = _run(*tensors, *options, reduction, impl)
-    return loss, count
+    options = (temperature, similarity, denominator)
+    return run(tensors, self_offset, reduction, *options, impl, region_contrast_autograd.region_contrast)[0]
 
 
 def region_contrast_rows(
@@ -168,37 +133,33 @@ def region_contrast_rows(
         are detached. loss * positives is the sum over positive pairs instead of their mean.
     """
     tensors = (anchors, bank, anchor_ids, bank_ids, anchor_groups, bank_groups)
-    options = (temperature, self_offset, similarity, denominator)
-    check_types(*tensors, *options, "none")
-    loss, stats, _ = _run(*tensors, *options, "none", impl)
+    loss, stats, _ = run(tensors, self_offset, "none", temperature, similarity, denominator, impl)
     positives, mean, log_denominator = stats[0], stats[1], stats[2]
     with torch.no_grad():
         number = temperature.to(mean.dtype) if isinstance(temperature, Tensor) else temperature
         return ContrastRows(loss, positives.long(), mean * number, log_denominator)
 
 
-def _run(
-    anchors,
-    bank,
-    anchor_ids,
-    bank_ids,
-    anchor_groups,
-    bank_groups,
-    temperature,
+def run(
+    tensors: tuple[Any, Any, Any, Any, Any, Any],
     self_offset,
-    similarity,
-    denominator,
     reduction,
-    impl,
-):
-    """The loss; (3 or 4, M): positives, their mean s / T, log of the denominator; how many rows have a loss."""
+    temperature=0.1,
+    similarity="cosine",
+    denominator="all",
+    impl="auto",
+    op=region_contrast_autograd.region_contrast.whole,
+) -> Any:
+    """The loss; and by the whole `op` (3 or more, M): positives, their mean s / T, log of the denominator for reduction
+    "none"; and how many rows have a loss."""
+    check_types(*tensors, temperature, self_offset, similarity, denominator, reduction)
+    (anchors, bank), labels = tensors[:2], tensors[2:]
     if bank is not None and bank.dtype != anchors.dtype and bank.dtype in FLOATS and anchors.dtype in FLOATS:
         dtype = torch.promote_types(anchors.dtype, bank.dtype)
         anchors, bank = anchors.to(dtype), bank.to(dtype)
-    labels = (anchor_ids, bank_ids, anchor_groups, bank_groups)
     tensor = temperature if isinstance(temperature, Tensor) else None
     self_offset = None if self_offset is None else as_int("self_offset", self_offset)
-    fused = use_fused("region_contrast", impl, anchors.device)
+    fused = use_fused("region_contrast", impl, anchors)
     if fused and anchors.is_cuda and anchors.dtype == torch.float64:
         if impl == "fused":
             raise ValueError('impl="fused": region_contrast has no float64 kernel for a GPU; use impl="auto"')
@@ -212,7 +173,7 @@ def _run(
         if reduction == "none":
             return losses, stats.detach(), count
         return losses.sum() / (count.clamp(min=1) if reduction == "mean" else 1), stats.detach(), count
-    loss, stats, count, _ = region_contrast_autograd.region_contrast(
+    loss, *others = op(
         anchors,
         bank,
         *labels,
@@ -224,10 +185,10 @@ def _run(
         REDUCTIONS[reduction],
         tensor is not None and tensor.requires_grad,
     )
-    if reduction != "none":
-        return loss, stats, count
-    positives, mean, excess = stats[0], stats[1], stats[2]
+    if not others or reduction != "none":
+        return loss, *others[:2]
+    positives, mean, excess = others[0][:3]
     log_denominator = mean + excess
     if denominator == "all":
         log_denominator = log_denominator + positives.clamp(min=1).log()
-    return loss, torch.stack([positives, mean, log_denominator]).detach(), count
+    return loss, torch.stack([positives, mean, log_denominator]).detach(), others[1]

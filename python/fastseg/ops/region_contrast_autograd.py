@@ -4,9 +4,9 @@
 import importlib.util
 
 import torch
-from torch import Tensor
 
 from fastseg import _C
+from fastseg.ops.checks import real_dtype
 from fastseg.ops.doors import open_doors
 from fastseg.ops.region_contrast_checks import REDUCTIONS, check_tensors
 
@@ -15,14 +15,10 @@ _STATS = 6
 _MOST_KEPT = 256 * 256  # pairs, kContrastBlock squared
 
 
-def _real(anchors: Tensor) -> torch.dtype:
-    return torch.float64 if anchors.dtype == torch.float64 else torch.float32
-
-
 @torch.library.register_fake("fastseg::region_contrast")
 def _(anchors, bank, anchor_ids, bank_ids, anchor_groups, bank_groups, temperature, *options):
     reduction, rows = options[4], anchors.shape[0]
-    loss = anchors.new_empty((rows,) if reduction == _NONE else (), dtype=_real(anchors))
+    loss = anchors.new_empty((rows,) if reduction == _NONE else (), dtype=real_dtype(anchors))
     if anchors.device.type == "cuda":  # sorted rows and lengths, for the backward pass
         from fastseg.triton.region_contrast import kept_floats
 
@@ -36,7 +32,7 @@ def _(anchors, bank, anchor_ids, bank_ids, anchor_groups, bank_groups, temperatu
 @torch.library.register_fake("fastseg::region_contrast_backward")
 def _(grad, anchors, bank, *others):
     need_anchors, need_bank = others[-2:]
-    absent = anchors.new_empty((0,), dtype=_real(anchors))
+    absent = anchors.new_empty((0,), dtype=real_dtype(anchors))
     return (
         anchors.new_empty(anchors.shape) if need_anchors else absent,
         bank.new_empty(bank.shape) if need_bank else absent.new_empty((0,)),
@@ -77,12 +73,8 @@ def _gradients(grad, *others):
 
 
 def _save(ctx, inputs, output):
-    tensors, (ctx.fixed_temperature, ctx.self_offset, *options, _) = inputs[:7], inputs[7:]
-    ctx.options = options
-    kept = output[1:]
-    ctx.mark_non_differentiable(*(tensor for tensor in kept if tensor is not None))
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, *kept)
+    tensors, (ctx.fixed_temperature, ctx.self_offset, *ctx.options, _) = inputs[:7], inputs[7:]
+    ctx.save_for_backward(*tensors, *output[1:])
 
 
 def _backward(ctx, grad, *_):
@@ -91,28 +83,25 @@ def _backward(ctx, grad, *_):
     if grad is None:
         return tuple(gradients)
     tensors = ctx.saved_tensors
-    bank, temperature = tensors[1], tensors[6]
-    found = region_contrast_backward(
-        grad,
-        *tensors,
-        ctx.fixed_temperature,
-        ctx.self_offset,
-        *ctx.options,
-        needed[0],
-        bank is not None and needed[1],
+    gradients[0], gradients[1], of_temperature = region_contrast_backward(
+        grad, *tensors, ctx.fixed_temperature, ctx.self_offset, *ctx.options, *needed[:2]
     )
-    if needed[0]:
-        gradients[0] = found[0]
-    if bank is not None and needed[1]:
-        gradients[1] = found[1]
-    if temperature is not None and needed[6]:
-        gradients[6] = found[2].to(temperature.dtype)
-    return tuple(gradients)
+    if needed[6]:
+        gradients[6] = of_temperature.to(tensors[6].dtype)
+    return tuple(gradient if need else None for gradient, need in zip(gradients, needed, strict=True))
 
 
-def _no_second_gradient(ctx, *grads):
-    raise NotImplementedError('region_contrast has no second gradient; use impl="reference"')
-
-
-region_contrast = open_doors("region_contrast", _save, _backward, check_tensors, _forward)
-region_contrast_backward = open_doors("region_contrast_backward", None, _no_second_gradient, None, _gradients)
+region_contrast = open_doors(
+    "region_contrast",
+    _save,
+    _backward,
+    check=check_tensors,
+    eager=_forward,
+    differentiable=1,
+    results=1,
+)
+region_contrast_backward = open_doors(
+    "region_contrast_backward",
+    backward='region_contrast has no second gradient; use impl="reference"',
+    eager=_gradients,
+)

@@ -8,14 +8,21 @@ import torch
 from torch import Tensor
 
 from fastseg import _C
-from fastseg.ops.integers import as_int
-from fastseg.ops.masked_bce import dtype_names, is_number
+from fastseg.ops.checks import (
+    FLOATS,
+    as_int,
+    check_device,
+    check_dtype,
+    check_option,
+    is_number,
+    name_of,
+)
+from fastseg.ops.checks import check_types as check_are_tensors
 
 SIMILARITIES = {name: int(value) for name, value in _C.ContrastSimilarity.__members__.items()}
 DENOMINATORS = {name: int(value) for name, value in _C.ContrastDenominator.__members__.items()}
 REDUCTIONS = {name: int(value) for name, value in _C.ContrastReduction.__members__.items()}
 
-FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -33,16 +40,8 @@ def check_types(
     reduction: str,
 ) -> None:
     """What neither C++ nor Triton would understand."""
-    for name, tensor in (
-        ("anchors", anchors),
-        ("anchor_ids", anchor_ids),
-        ("bank", bank),
-        ("bank_ids", bank_ids),
-        ("anchor_groups", anchor_groups),
-        ("bank_groups", bank_groups),
-    ):
-        if not isinstance(tensor, Tensor) and (tensor is not None or name in ("anchors", "anchor_ids")):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    labels = {"bank_ids": bank_ids, "anchor_groups": anchor_groups, "bank_groups": bank_groups}
+    check_are_tensors({"anchors": anchors, "anchor_ids": anchor_ids}, {"bank": bank, **labels})
     if not isinstance(temperature, Tensor):
         number: Any = temperature
         if type(number) is not float and not is_number(number):
@@ -53,13 +52,9 @@ def check_types(
         offset = as_int("self_offset", self_offset, "an int or None")
         if not -(2**63) <= offset < 2**63:
             raise ValueError(f"self_offset must fit in 64 bits with sign, got {self_offset}")
-    for option, chosen, names in (
-        ("similarity", similarity, SIMILARITIES),
-        ("denominator", denominator, DENOMINATORS),
-        ("reduction", reduction, REDUCTIONS),
-    ):
-        if chosen not in list(names):
-            raise ValueError(f"{option} must be one of {', '.join(names)}, got {chosen!r}")
+    check_option("similarity", similarity, SIMILARITIES)
+    check_option("denominator", denominator, DENOMINATORS)
+    check_option("reduction", reduction, REDUCTIONS)
 
 
 def check_tensors(
@@ -97,42 +92,28 @@ def check_tensors(
             )
         if bank.dtype != anchors.dtype:
             raise ValueError(
-                f"bank must be of the dtype of anchors, {_name(anchors.dtype)}, got {_name(bank.dtype)}"
+                f"bank must be of the dtype of anchors, {name_of(anchors.dtype)}, got {name_of(bank.dtype)}"
             )
     if temperature is not None:
         if temperature.dim() or temperature.dtype not in FLOATS:
             raise ValueError(
                 "temperature must be a number or a floating tensor with no axes, "
-                f"got {_name(temperature.dtype)} {tuple(temperature.shape)}"
+                f"got {name_of(temperature.dtype)} {tuple(temperature.shape)}"
             )
-        _check_device("temperature", temperature, anchors)
+        check_device("temperature", temperature, "anchors", anchors)
 
 
 def _check_rows(name, rows, ids_name, ids, groups_name, groups, anchors) -> None:
-    _check_dtype(name, rows, FLOATS)
-    _check_device(name, rows, anchors)
+    check_dtype(name, rows, FLOATS)
+    check_device(name, rows, "anchors", anchors)
     if rows.dim() != 2 or rows.shape[1] == 0:
         raise ValueError(f"{name} must be (rows, D) with D at least 1, got {tuple(rows.shape)}")
     for each, labels in ((ids_name, ids), (groups_name, groups)):
         if labels is None:
             continue
-        _check_dtype(each, labels, _INTEGERS)
-        _check_device(each, labels, anchors)
+        check_dtype(each, labels, _INTEGERS)
+        check_device(each, labels, "anchors", anchors)
         if tuple(labels.shape) != (rows.shape[0],):
             raise ValueError(
                 f"{each} must be one per row of {name}, ({rows.shape[0]},), got {tuple(labels.shape)}"
             )
-
-
-def _check_dtype(name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
-    if tensor.dtype not in dtypes:
-        raise TypeError(f"{name} must be {dtype_names(dtypes)}, got {_name(tensor.dtype)}")
-
-
-def _check_device(name: str, tensor: Tensor, anchors: Tensor) -> None:
-    if tensor.device != anchors.device:
-        raise ValueError(f"{name} must be on {anchors.device}, where anchors is, got {tensor.device}")
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fastseg.ops.region_contrast import region_contrast, region_contrast_and_count
+from fastseg.ops.region_contrast import region_contrast, run
 
 
 class _GatherRows(torch.autograd.Function):
@@ -87,17 +87,16 @@ def sharded_region_contrast(
         )
     _check_memory(memory, memory_ids, anchor_groups)
     bank, bank_ids = gather_rows(anchors, process_group), gather_rows(anchor_ids, process_group)
-    loss, count = region_contrast_and_count(
+    groups = None if anchor_groups is None else gather_rows(anchor_groups, process_group)
+    tensors = (
         anchors,
         _joined(bank, memory),
-        anchor_ids=anchor_ids,
-        bank_ids=_joined(bank_ids, memory_ids),
-        anchor_groups=anchor_groups,
-        bank_groups=None if anchor_groups is None else gather_rows(anchor_groups, process_group),
-        self_offset=dist.get_rank(process_group) * anchors.shape[0],
-        reduction="sum",
-        **options,
+        anchor_ids,
+        _joined(bank_ids, memory_ids),
+        anchor_groups,
+        groups,
     )
+    loss, _, count = run(tensors, dist.get_rank(process_group) * anchors.shape[0], "sum", **options)
     if reduction == "sum":
         return loss
     dist.all_reduce(count, group=process_group)

@@ -7,13 +7,24 @@ import torch
 from torch import Tensor
 
 from fastseg import _C
+from fastseg.ops.checks import (
+    FLOATS,
+    as_int,
+    check_device,
+    check_dtype,
+    check_option,
+    check_shape,
+    check_types,
+    check_volume,
+    empty_map,
+    is_channels_last,
+    name_of,
+    real_dtype,
+)
 from fastseg.ops.dispatch import use_fused
 from fastseg.ops.doors import open_doors
-from fastseg.ops.integers import as_int
-from fastseg.ops.masked_bce import dtype_names
 from fastseg.ops.reference.region_pool import region_counts_reference, region_pool_reference
 
-FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _INTEGERS = (
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
     *(torch.uint16, torch.uint32, torch.uint64),
@@ -81,9 +92,8 @@ def region_pool(
         Statistician 37 (1983) 242-247.
     """
     num_regions = _check_types(features, regions, num_regions)
-    if reduce not in _REDUCE:
-        raise ValueError(f"reduce must be one of {', '.join(_REDUCE)}, got {reduce!r}")
-    if not use_fused("region_pool", impl, features.device):
+    check_option("reduce", reduce, _REDUCE)
+    if not use_fused("region_pool", impl, features):
         _check(features, regions, num_regions)
         return region_pool_reference(features, regions, num_regions, reduce)
     results = _region_pool(features, regions, num_regions, _REDUCE[reduce])
@@ -100,34 +110,20 @@ def region_stats(features: Tensor, regions: Tensor, num_regions: int, *, impl: s
         are differentiable, once. Gradients of all of them are taken back in one pass too.
     """
     num_regions = _check_types(features, regions, num_regions)
-    if not use_fused("region_pool", impl, features.device):
+    if not use_fused("region_pool", impl, features):
         _check(features, regions, num_regions)
         pooled = (
             region_pool_reference(features, regions, num_regions, reduce)
             for reduce in ("mean", "var", "min", "max")
         )
         return RegionStats(region_counts_reference(features, regions, num_regions), *pooled)
-    *statistics, count, _, _ = _region_pool(features, regions, num_regions, _ALL)
+    *statistics, count, _, _ = _region_pool.whole(features, regions, num_regions, _ALL)
     return RegionStats(count, *statistics)
-
-
-def check_is_tensor(name: str, tensor: object) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-
-
-def check_features(name: str, features: Tensor) -> None:
-    """Whether it is a floating tensor of shape (B, C, *S)."""
-    if features.dtype not in FLOATS:
-        raise TypeError(f"{name} must be {dtype_names(FLOATS)}, got {_name(features.dtype)}")
-    if not 3 <= features.dim() <= 5:
-        raise ValueError(f"{name} must be (B, C, *S) with 1 to 3 spatial axes, got {tuple(features.shape)}")
 
 
 def _check_types(features: Tensor, regions: Tensor, num_regions: int) -> int:
     """num_regions as the kernels take it."""
-    check_is_tensor("features", features)
-    check_is_tensor("regions", regions)
+    check_types({"features": features, "regions": regions})
     num_regions = as_int("num_regions", num_regions)
     if not 1 <= num_regions < 2**31:
         raise ValueError(f"num_regions must be from 1 to 2**31 - 1, got {num_regions}")
@@ -135,125 +131,90 @@ def _check_types(features: Tensor, regions: Tensor, num_regions: int) -> int:
 
 
 def _check(features: Tensor, regions: Tensor, *_: object) -> None:
-    """What C++ checks, for the reference and for tensors that C++ does not see: fake ones of a tracer."""
-    check_features("features", features)
+    check_dtype("features", features, FLOATS)
+    check_volume("features", features)
     if regions.dtype not in _INTEGERS:
-        raise TypeError(f"regions must be of an integer dtype, got {_name(regions.dtype)}")
-    if regions.device != features.device:
-        raise ValueError(f"regions must be on {features.device}, where features is, got {regions.device}")
-    batch, spatial = features.shape[0], features.shape[2:]
-    if tuple(regions.shape) != (batch, *spatial):
-        expected = ", ".join(map(str, (batch, *spatial)))
-        raise ValueError(f"regions must be (B, *S) = ({expected}), got {tuple(regions.shape)}")
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of sums over features, and of what is made of them."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def is_channels_last(features: Tensor) -> bool:
-    """Whether the kernels read it channels last: as they do, contiguous goes first."""
-    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(features.dim())
-    return bool(layout and not features.is_contiguous() and features.is_contiguous(memory_format=layout))
-
-
-def empty_features(shape, dtype: torch.dtype, device, channels_last: bool) -> Tensor:
-    """A gradient of features as the kernels allocate it."""
-    layout = torch.contiguous_format
-    if channels_last:
-        layout = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
-    return torch.empty(shape, dtype=dtype, device=device, memory_format=layout)
+        raise TypeError(f"regions must be of an integer dtype, got {name_of(regions.dtype)}")
+    check_device("regions", regions, "features", features)
+    check_shape("regions", regions, "(B, *S)", (features.shape[0], *features.shape[2:]))
 
 
 @torch.library.register_fake("fastseg::region_pool")
 def _(features, regions, num_regions, reduce):
     table = (features.shape[0], num_regions, features.shape[1])
-    real = accumulation_dtype(features.dtype)
 
-    def empty(wanted, dtype=real):
-        return torch.empty(table if wanted else (0,), dtype=dtype, device=features.device)
+    def empty(wanted, dtype=None):
+        return features.new_empty(table if wanted else (0,), dtype=dtype or real_dtype(features))
 
     minimum, maximum, variance = (reduce in (one, _ALL) for one in (_MIN, _MAX, _VAR))
-    count = torch.empty(table[:2], dtype=torch.int64, device=features.device)
+    count = features.new_empty(table[:2], dtype=torch.int64)
     values = (empty(reduce in (_SUM, _MEAN) or variance), empty(variance), empty(minimum), empty(maximum))
     return *values, count, empty(minimum, torch.int64), empty(maximum, torch.int64)
 
 
-@torch.library.register_fake("fastseg::region_gather")
-def _(table, regions, kind, channels_last):
-    shape = (regions.shape[0], table.shape[2], *regions.shape[1:])
-    dtype = next(dtype for dtype, number in _KINDS.items() if number == kind)
-    return empty_features(shape, dtype, regions.device, channels_last)
-
-
 @torch.library.register_fake("fastseg::region_pool_backward")
-def _(features, regions, num_regions, *_):
-    return empty_features(features.shape, features.dtype, features.device, is_channels_last(features))
+def _(regions, kind, channels_last, features, mean, count, argmin, argmax, *grads):
+    channels = next(grad for grad in grads if grad is not None).shape[2]
+    dtype = next(dtype for dtype, number in _KINDS.items() if number == kind)
+    shape = (regions.shape[0], channels, *regions.shape[1:])
+    return empty_map(shape, dtype, regions.device, channels_last)
+
+
+def _if(reduce: int, value: Tensor | None, *reduces: int) -> Tensor | None:
+    return value if reduce in (*reduces, _ALL) else None
 
 
 def _save(ctx, inputs, output):
     features, regions, ctx.num_regions, ctx.reduce = inputs
     mean, _, _, _, count, argmin, argmax = output
+    ctx.set_materialize_grads(False)
     ctx.kind = _KINDS[features.dtype]
     ctx.channels_last = is_channels_last(features)
-    ctx.mark_non_differentiable(*(one for one in (count, argmin, argmax) if one is not None))
-    ctx.set_materialize_grads(False)
-    if ctx.reduce in (_SUM, _MEAN):  # the gradient of a sum needs no features: they can be freed
-        ctx.save_for_backward(regions, count)
-    else:
-        ctx.save_for_backward(regions, count, features, mean, argmin, argmax)
+    ctx.save_for_backward(
+        regions,
+        _if(ctx.reduce, features, _VAR),  # else they can be freed
+        _if(ctx.reduce, mean, _VAR),
+        _if(ctx.reduce, count, _MEAN, _VAR),
+        _if(ctx.reduce, argmin, _MIN),
+        _if(ctx.reduce, argmax, _MAX),
+    )
 
 
 def _backward(ctx, grad_mean, grad_variance, grad_minimum, grad_maximum, *_):
-    regions, count, *others = ctx.saved_tensors
     # What this reduction does not give has shape (0,), and no gradient, whatever a tracer hands over.
-    if ctx.reduce != _ALL:
-        grad_mean = grad_mean if ctx.reduce in (_SUM, _MEAN, _VAR) else None
-        grad_variance = grad_variance if ctx.reduce == _VAR else None
-        grad_minimum = grad_minimum if ctx.reduce == _MIN else None
-        grad_maximum = grad_maximum if ctx.reduce == _MAX else None
-    if all(grad is None for grad in (grad_mean, grad_variance, grad_minimum, grad_maximum)):
-        return None, None, None, None
-    size = count.clamp(min=1).unsqueeze(-1)
-    if ctx.reduce in (_SUM, _MEAN):
-        table = grad_mean if ctx.reduce == _SUM else grad_mean / size
-        grad = _region_gather(table, regions, ctx.kind, ctx.channels_last)
-        return grad, None, None, None
-    features, mean, argmin, argmax = others
-    base = None if grad_mean is None else grad_mean / size
-    slope = None if grad_variance is None else 2 * grad_variance / size
-    grad = _region_pool_backward(
-        *(features, regions, ctx.num_regions, base, slope, mean if slope is not None else None),
-        *(grad_minimum, grad_maximum),
-        *(None if grad_minimum is None else argmin, None if grad_maximum is None else argmax),
+    grads = (
+        _if(ctx.reduce, grad_mean, _SUM, _MEAN, _VAR),
+        _if(ctx.reduce, grad_variance, _VAR),
+        _if(ctx.reduce, grad_minimum, _MIN),
+        _if(ctx.reduce, grad_maximum, _MAX),
     )
+    if all(grad is None for grad in grads):
+        return None, None, None, None
+    regions, *others = ctx.saved_tensors
+    grad = _region_pool_backward(regions, ctx.kind, ctx.channels_last, *others, *grads)
     return grad, None, None, None
 
 
-def _save_gather(ctx, inputs, output):
-    table, regions, _, _ = inputs
-    ctx.num_regions, ctx.dtype = table.shape[1], table.dtype
+def _save_backward(ctx, inputs, output):
+    regions, _, _, _, _, count, _, _, ctx.table, *ctx.others = inputs
+    ctx.reduce = _SUM if count is None else _MEAN
+    ctx.table = None if ctx.table is None else (ctx.table.shape[1], ctx.table.dtype)
     ctx.save_for_backward(regions)
 
 
-def _backward_of_gather(ctx, grad):
-    """A table's gradient is the sum over the voxels that took its rows."""
-    (regions,) = ctx.saved_tensors
-    table = _region_pool(grad, regions, ctx.num_regions, _SUM)[0]
-    return table.to(ctx.dtype), None, None, None
+def _second_backward(ctx, grad):
+    """The gradient of a sum hands a region's number to its voxels: the gradient of that is the sum over them, and so
+    with the mean."""
+    if any(other is not None for other in ctx.others):
+        raise NotImplementedError(
+            'region_pool has second gradients for reduce="sum" and "mean" only; use impl="reference"'
+        )
+    if grad is None:
+        return (None,) * 12
+    (regions,), (num_regions, dtype) = ctx.saved_tensors, ctx.table
+    table = _region_pool(grad, regions, num_regions, ctx.reduce)[0]
+    return *(None,) * 8, table.to(dtype), None, None, None
 
 
-def _no_second_gradient(ctx, *grads):
-    raise NotImplementedError(
-        'region_pool has second gradients for reduce="sum" and "mean" only; use impl="reference"'
-    )
-
-
-_region_pool = open_doors("region_pool", _save, _backward, _check)
-_region_gather = open_doors("region_gather", _save_gather, _backward_of_gather)
-_region_pool_backward = open_doors("region_pool_backward", None, _no_second_gradient)
+_region_pool = open_doors("region_pool", _save, _backward, check=_check, differentiable=4, results=4)
+_region_pool_backward = open_doors("region_pool_backward", _save_backward, _second_backward)

@@ -6,11 +6,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastseg import _C
+from fastseg.ops.checks import (
+    FLOATS,
+    check_device,
+    check_dtype,
+    check_types,
+    check_volume,
+    empty_like,
+    real_dtype,
+)
 from fastseg.ops.dispatch import use_fused
 from fastseg.ops.doors import open_doors
 from fastseg.ops.reference.region_pool import soft_region_pool_reference
-from fastseg.ops.region_pool import check_features, check_is_tensor, empty_features, is_channels_last
 
 _MAX_PARTS = 256
 
@@ -80,11 +87,8 @@ def soft_region_pool(
         The region pooling of region contrast pretraining: g_k (grey) and r_k (mean) with their gradients
         dL/df(p) = sum_k A_k(p) / S_k dL/dr_k and dL/dA_k(p) = <f(p) - r_k, dL/dr_k> / S_k.
     """
-    for name, tensor in (("features", features), ("assignment", assignment)):
-        check_is_tensor(name, tensor)
-    if grey is not None:
-        check_is_tensor("grey", grey)
-    if not use_fused("region_pool", impl, features.device):
+    check_types({"features": features, "assignment": assignment}, {"grey": grey})
+    if not use_fused("region_pool", impl, features):
         _check(features, grey, assignment)
         return _reference(features, assignment, from_logits, variance, grey)
     mass, mean, spread = _soft_region_pool(features, grey, assignment, from_logits, variance)
@@ -109,129 +113,93 @@ def _reference(features, assignment, from_logits, variance, grey):
 
 
 def _check(features: Tensor, grey: Tensor | None, assignment: Tensor, *_: object) -> None:
-    """What C++ checks, for the reference and for tensors that C++ does not see: fake ones of a tracer."""
-    check_features("features", features)
-    _check_like("assignment", assignment, features)
+    batch, spatial = features.shape[:1], features.shape[2:]
+    for name, tensor in (("features", features), ("assignment", assignment), ("grey", grey)):
+        if tensor is None:
+            continue
+        check_dtype(name, tensor, FLOATS)
+        check_volume(name, tensor)
+        check_device(name, tensor, "features", features)
+        if (tensor.shape[:1], tensor.shape[2:]) != (batch, spatial):
+            expected = ", ".join(map(str, (*batch, "any", *spatial)))
+            raise ValueError(f"{name} must be (B, any, *S) = ({expected}), got {tuple(tensor.shape)}")
     if not 1 <= assignment.shape[1] <= _MAX_PARTS:
         raise ValueError(f"assignment must have 1 to {_MAX_PARTS} regions, got {assignment.shape[1]}")
-    if grey is not None:
-        _check_like("grey", grey, features)
-
-
-def _check_like(name: str, tensor: Tensor, features: Tensor) -> None:
-    check_features(name, tensor)
-    if tensor.device != features.device:
-        raise ValueError(f"{name} must be on {features.device}, where features is, got {tensor.device}")
-    batch, _, *spatial = features.shape
-    if (tensor.shape[0], *tensor.shape[2:]) != (batch, *spatial):
-        expected = ", ".join(map(str, (batch, "any", *spatial)))
-        raise ValueError(f"{name} must be (B, any, *S) = ({expected}), got {tuple(tensor.shape)}")
-
-
-def _real(*tensors: Tensor | None) -> torch.dtype:
-    return (
-        torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
-    )
 
 
 @torch.library.register_fake("fastseg::soft_region_pool")
 def _(features, grey, assignment, from_logits, variance):
-    real, (batch, parts) = _real(features, grey, assignment), assignment.shape[:2]
+    batch, parts = assignment.shape[:2]
     of_grey = 0 if grey is None else grey.shape[1]
     channels = features.shape[1] + of_grey
 
     def empty(*shape):
-        return torch.empty(shape, dtype=real, device=features.device)
+        return features.new_empty(shape, dtype=real_dtype(features, grey, assignment))
 
     spread = channels if variance else of_grey
     return empty(batch, parts), empty(batch, parts, channels), empty(batch, parts, spread)
 
 
-@torch.library.register_fake("fastseg::soft_region_pool_tables")
-def _(mass, mean, spread, *_):
-    shift = mean.new_empty((mean.shape[0], mean.shape[2]))
-    return mean.new_empty(mean.shape), mean.new_empty(spread.shape), shift, mean.new_empty(mass.shape)
-
-
 @torch.library.register_fake("fastseg::soft_region_pool_backward")
 def _(features, grey, assignment, from_logits, variance, *rest):
-    def empty(tensor, wanted):
-        if not wanted:
-            return torch.empty(0, dtype=_real(features, grey, assignment), device=features.device)
-        return empty_features(tensor.shape, tensor.dtype, tensor.device, is_channels_last(tensor))
-
     tensors = (features, grey, assignment)
-    return tuple(empty(tensor, wanted) for tensor, wanted in zip(tensors, rest[4:], strict=True))
+    absent = features.new_empty(0, dtype=real_dtype(*tensors))
+    return tuple(
+        empty_like(tensor) if wanted else absent.clone()
+        for tensor, wanted in zip(tensors, rest[6:], strict=True)
+    )
 
 
 def _save(ctx, inputs, output):
-    features, grey, assignment, ctx.from_logits, ctx.variance = inputs
-    ctx.save_for_backward(features, grey, assignment, *output)
+    *tensors, ctx.from_logits, ctx.variance = inputs
     ctx.set_materialize_grads(False)
-
-
-def _tables(mass, mean, spread, grad_mass, grad_mean, grad_spread):
-    """direct, curved, shift and offset of the kernels' SoftGradient, which stands the formulas beside them, in PyTorch:
-    on a GPU, and where they are to be differentiated."""
-    # Features are taken relative to their mean over everything: <f - r, u> as <f, u> - <r, u> would cancel. Where
-    # there is no mass, there is no mean either, and any divisor will do.
-    total, column = mass.sum(1, keepdim=True), mass.unsqueeze(-1)
-    shift = ((column * mean).sum(1) / total.masked_fill(total == 0, 1)).detach()
-    back = shift.unsqueeze(1) - mean
-    divisor = column.masked_fill(column == 0, torch.inf)
-    direct = torch.zeros_like(mean) if grad_mean is None else grad_mean / divisor
-    curved = torch.zeros_like(spread) if grad_spread is None else grad_spread / divisor
-    offset = (back * direct).sum(-1)
-    if grad_mass is not None:
-        offset = offset + grad_mass
-    if grad_spread is not None:
-        plain = mean.shape[-1] - spread.shape[-1]
-        bent = back[..., plain:]
-        offset = offset + ((bent * bent - spread) * curved).sum(-1)
-        direct = torch.cat([direct[..., :plain], direct[..., plain:] + 2 * bent * curved], -1)
-    return direct, curved, shift, offset
+    ctx.save_for_backward(*tensors, *output)
 
 
 def _backward(ctx, *grads):
-    features, grey, assignment, *results = ctx.saved_tensors
     if all(grad is None for grad in grads):
         return (None,) * 5
-    wanted = tuple(ctx.needs_input_grad[:3])
-    tables = (_tables if torch.is_grad_enabled() else _soft_region_pool_tables)(*results, *grads)
+    features, grey, assignment, *results = ctx.saved_tensors
+    wanted = ctx.needs_input_grad[:3]
     found = _soft_region_pool_backward(
-        *(features, grey, assignment, ctx.from_logits, ctx.variance), *tables, *wanted
+        *(features, grey, assignment, ctx.from_logits, ctx.variance), *results, *grads, *wanted
     )
     return *(grad if want else None for grad, want in zip(found, wanted, strict=True)), None, None
 
 
-torch.library.impl("fastseg::soft_region_pool_tables", "CUDA")(_tables)
-
-
-def _eager_tables(mass, mean, *others):
-    return (_tables if mean.is_cuda else _C.soft_region_pool_tables)(mass, mean, *others)
-
-
 def _save_backward(ctx, inputs, output):
     ctx.from_logits = inputs[3]
-    ctx.save_for_backward(*inputs[:3], *inputs[5:9])
     ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:3], *inputs[5:11])
 
 
-def _gradient(features, grey, assignment, from_logits, direct, curved, shift, offset):
-    """What the backward kernel computes, in PyTorch: the gradients of features, grey and assignment."""
-    values = features if grey is None else torch.cat([features.to(direct.dtype), grey.to(direct.dtype)], 1)
-    distance = values.flatten(2).to(direct.dtype) - shift.unsqueeze(-1)
-    weights = assignment.flatten(2).to(direct.dtype)
+def _gradient(from_logits, features, grey, assignment, mass, mean, spread, grad_mass, grad_mean, grad_spread):
+    """What the backward op computes, in PyTorch: the gradients of features, grey and assignment. The names are those of
+    SoftGradient and SoftResultGradients in the kernels, which have the formulas."""
+    # Where there is no mass, there is no mean either, and any divisor will do. Nothing depends on the shift.
+    total, column = mass.sum(1, keepdim=True), mass.unsqueeze(-1)
+    shift = ((column * mean).sum(1) / total.masked_fill(total == 0, 1)).detach()
+    divisor = column.masked_fill(column == 0, torch.inf)
+    direct = torch.zeros_like(mean) if grad_mean is None else grad_mean / divisor
+    curved = torch.zeros_like(spread) if grad_spread is None else grad_spread / divisor
+    back, plain = shift.unsqueeze(1) - mean, mean.shape[-1] - spread.shape[-1]
+    bent = back[..., plain:]
+    offset = (back * direct).sum(-1) + ((bent * bent - spread) * curved).sum(-1)
+    if grad_mass is not None:
+        offset = offset + grad_mass
+    direct = torch.cat([direct[..., :plain], direct[..., plain:] + 2 * bent * curved], -1)
+
+    values = features if grey is None else torch.cat([features.to(mean.dtype), grey.to(mean.dtype)], 1)
+    distance = values.flatten(2).to(mean.dtype) - shift.unsqueeze(-1)
+    weights = assignment.flatten(2).to(mean.dtype)
     if from_logits:
         weights = weights.softmax(1)
-    plain = direct.shape[-1] - curved.shape[-1]
     bent = distance[:, plain:]
     of_values = torch.einsum("bkn,bkc->bcn", weights, direct)
+    of_bent = 2 * bent * torch.einsum("bkn,bkc->bcn", weights, curved)
+    of_values = torch.cat([of_values[:, :plain], of_values[:, plain:] + of_bent], 1)
     of_weights = offset.unsqueeze(-1) + torch.einsum("bkc,bcn->bkn", direct, distance)
-    if curved.shape[-1]:
-        of_bent = 2 * bent * torch.einsum("bkn,bkc->bcn", weights, curved)
-        of_values = torch.cat([of_values[:, :plain], of_values[:, plain:] + of_bent], 1)
-        of_weights = of_weights + torch.einsum("bkc,bcn->bkn", curved, bent * bent)
+    of_weights = of_weights + torch.einsum("bkc,bcn->bkn", curved, bent * bent)
     if from_logits:
         of_weights = weights * (of_weights - (weights * of_weights).sum(1, keepdim=True))
     channels = features.shape[1]
@@ -241,35 +209,32 @@ def _gradient(features, grey, assignment, from_logits, direct, curved, shift, of
 
 
 def _second_backward(ctx, *grads):
-    # Views, so that the gradients found here are of these tensors alone; all but shift, on which nothing depends.
-    third = torch.is_grad_enabled()
+    third, saved = torch.is_grad_enabled(), ctx.saved_tensors
     with torch.enable_grad():
+        # Views, so that the gradients found here are of these tensors alone.
         views = [
             tensor
             if tensor is None
-            else (tensor if tensor.requires_grad else tensor.detach()).view_as(tensor)
-            for tensor in ctx.saved_tensors
+            else (tensor if tensor.requires_grad else tensor.detach().requires_grad_()).view_as(tensor)
+            for tensor in saved
         ]
-        for view in views:
-            if view is not None and not view.requires_grad:
-                view.requires_grad_()
-        features, grey, assignment, *tables = views
-        found = _gradient(features, grey, assignment, ctx.from_logits, *tables)
-        pairs = [(value, grad) for value, grad in zip(found, grads, strict=True) if grad is not None]
-        order = (*views[:5], views[6])
+        pairs = [
+            (value, grad)
+            for value, grad in zip(_gradient(ctx.from_logits, *views), grads, strict=True)
+            if grad is not None
+        ]
         second = iter(
             torch.autograd.grad(
                 [value for value, _ in pairs],
-                [view for view in order if view is not None],
+                [view for view in views if view is not None],
                 [grad for _, grad in pairs],
                 create_graph=third,
                 allow_unused=True,
             )
         )
-    features, grey, assignment, direct, curved, offset = (v if v is None else next(second) for v in order)
-    return features, grey, assignment, None, None, direct, curved, None, offset, None, None, None
+    found = [view if view is None else next(second) for view in views]
+    return *found[:3], None, None, *found[3:], None, None, None
 
 
-_soft_region_pool = open_doors("soft_region_pool", _save, _backward, _check)
-_soft_region_pool_tables = open_doors("soft_region_pool_tables", eager=_eager_tables)
+_soft_region_pool = open_doors("soft_region_pool", _save, _backward, check=_check)
 _soft_region_pool_backward = open_doors("soft_region_pool_backward", _save_backward, _second_backward)

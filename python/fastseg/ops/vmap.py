@@ -7,28 +7,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastseg import _C  # noqa: F401 - where the ops are
+from fastseg import _C
 
 # Every tensor that goes in or comes out has the batch as its first axis: the mapped axis joins it.
 _BY_SAMPLE = (
     "region_pool",
-    "region_gather",
+    "region_pool_backward",
     "soft_region_pool",
-    "soft_region_pool_tables",
     "patch_entropy",
     "patch_entropy_crops",
 )
 
 # A loss of all samples, or numbers drawn by the place in the batch.
 _ONE_BY_ONE = (
-    "masked_bce",
     "masked_bce_backward",
     "patch_entropy_backward",
     "patch_entropy_crops_backward",
     "patch_entropy_sample",
     "region_contrast",
     "region_contrast_backward",
-    "region_pool_backward",
     "soft_region_pool_backward",
 )
 
@@ -76,17 +73,19 @@ def _one_by_one(op: Any) -> Callable[..., Any]:
     return rule
 
 
-def _bce_map(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
-    pos_weight = 4  # (C,), one for all samples of a call
-    op = torch.ops.fastseg.masked_bce_map
-    if in_dims[pos_weight] is not None:
+def _masked_bce(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+    op, pos_weight, mode = torch.ops.fastseg.masked_bce, 4, args[6]
+    if (
+        mode != int(_C.BceNormalize.__members__["none"]) or in_dims[pos_weight] is not None
+    ):  # (C,), one for all samples of a call
         return _one_by_one(op)(info, in_dims, *args)
     joined = _joined(info, in_dims, args)
     joined[pos_weight] = args[pos_weight]
-    return op(*joined).unflatten(0, (info.batch_size, -1)), 0
+    loss, stats = op(*joined)
+    return (loss.unflatten(0, (info.batch_size, -1)), stats), (0, None)
 
 
 for _names, _rule in ((_BY_SAMPLE, _in_one_call), (_ONE_BY_ONE, _one_by_one)):
     for _name in _names:
         torch.library.register_vmap(f"fastseg::{_name}", _rule(getattr(torch.ops.fastseg, _name)))
-torch.library.register_vmap("fastseg::masked_bce_map", _bce_map)
+torch.library.register_vmap("fastseg::masked_bce", _masked_bce)

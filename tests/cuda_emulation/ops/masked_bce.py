@@ -64,7 +64,11 @@ class MaskedBCE:
         self.emulated, self.seed, self.misaligned = emulated, seed, misaligned
 
     def masked_bce(self, logits, target, mask, weight, pos_weight, pseudo_weight, normalize):
-        _, inputs = _prepare(logits, target, mask, weight, pos_weight, pseudo_weight)
+        layout, inputs = _prepare(logits, target, mask, weight, pos_weight, pseudo_weight)
+        if normalize == 4:  # none
+            loss_map = _empty_map(logits, layout)
+            self._call("loss_map", **inputs, loss_map=Output(loss_map))
+            return loss_map, torch.empty(0, dtype=torch.float64)
         loss = torch.full((), float("nan"), dtype=_loss_dtype(logits))
         stats = torch.full((8,), float("nan"), dtype=torch.float64)
         size = torch.zeros(1, dtype=torch.int64)
@@ -76,12 +80,6 @@ class MaskedBCE:
             :_COUNTERS
         ].any()  # left as the next launch of the stream needs them
         return loss, stats
-
-    def masked_bce_map(self, logits, target, mask, weight, pos_weight, pseudo_weight):
-        layout, inputs = _prepare(logits, target, mask, weight, pos_weight, pseudo_weight)
-        loss_map = _empty_map(logits, layout)
-        self._call("loss_map", **inputs, loss_map=Output(loss_map))
-        return loss_map
 
     def masked_bce_backward(self, grad, logits, target, mask, weight, pos_weight, scale, pseudo_weight):
         layout, inputs = _prepare(logits, target, mask, weight, pos_weight, pseudo_weight)

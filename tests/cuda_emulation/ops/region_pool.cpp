@@ -26,6 +26,13 @@ int pool(INPUTS, int64_t reduce, int64_t* count, void* mean, void* variance, voi
                           {count, mean, variance, minimum, maximum, argmin, argmax}, scratch, nullptr);
 }
 
+int shares(INPUTS, const int64_t* count, const void* grad_mean, const void* grad_variance, void* base,
+           void* slope) {
+  (void)features;
+  return region_shares_cuda(LABELS, ScalarKind(kind), {count, grad_mean, grad_variance, base, slope},
+                            nullptr);
+}
+
 int gradient(INPUTS, const void* base, const void* slope, const void* mean, const void* grad_minimum,
              const void* grad_maximum, const int64_t* argmin, const int64_t* argmax, void* grad_features) {
   return region_gradient_cuda(LABELS, FEATURES,

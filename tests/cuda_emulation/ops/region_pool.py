@@ -5,7 +5,7 @@ from collections.abc import Container
 
 import torch
 
-from fastseg.ops.region_pool import FLOATS, accumulation_dtype, is_channels_last
+from fastseg.ops.checks import FLOATS, is_channels_last, real_dtype
 
 from ..emulator import Emulated, Input, Output
 
@@ -77,7 +77,7 @@ class RegionPool(EmulatedOp):
 
     def region_pool(self, features, regions, num_regions, reduce):
         _, inputs = self._inputs(features, regions, num_regions)
-        real = accumulation_dtype(features.dtype)
+        real = real_dtype(features)
         table = (features.shape[0], num_regions, features.shape[1])
         variance, low, high = (reduce in (one, _ALL) for one in (_VARIANCE, _MIN, _MAX))
         wanted = {
@@ -99,26 +99,38 @@ class RegionPool(EmulatedOp):
         values = list(results.values())
         return *values[:4], count, *values[4:]
 
-    def region_gather(self, table, regions, kind, channels_last):
-        dtype, channels = FLOATS[kind - 1], table.shape[2]
+    def region_pool_backward(
+        self, regions, kind, channels_last, features, mean, count, argmin, argmax, *grads
+    ):
+        dtype, (_, num_regions, channels) = FLOATS[kind - 1], next(g for g in grads if g is not None).shape
         shape = (regions.shape[0], channels, *regions.shape[1:])
         layout = _LAYOUTS[len(shape)] if channels_last else torch.contiguous_format
-        grad = output(shape, dtype, layout)
-        base = Input(table.detach().to(accumulation_dtype(dtype)).contiguous())
-        nothing = dict.fromkeys(("slope", "mean", "grad_minimum", "grad_maximum", "argmin", "argmax"))
-        inputs = {"features": None, "kind": kind}
-        inputs |= self._labels(regions, channels, table.shape[1], channels_last)
-        self.call("gradient", **inputs, base=base, **nothing, grad_features=Output(grad))
-        return grad
+        real = torch.float64 if dtype == torch.float64 else torch.float32
 
-    def region_pool_backward(self, features, regions, num_regions, *tables):
-        layout, inputs = self._inputs(features, regions, num_regions)
-        names = ("base", "slope", "mean", "grad_minimum", "grad_maximum", "argmin", "argmax")
-        real = accumulation_dtype(features.dtype)
+        def table(tensor, dtype=real):
+            return None if tensor is None else Input(tensor.detach().to(dtype).contiguous())
+
+        base, slope, minimum, maximum = map(table, grads)
+        values = None if slope is None else Input(features.detach().contiguous(memory_format=layout))
+        inputs = {"features": values, "kind": kind}
+        inputs |= self._labels(regions, channels, num_regions, channels_last)
+        if count is not None:
+            shares = [None if t is None else output(t.tensor.shape, real) for t in (base, slope)]
+            tables = {
+                name: None if t is None else Output(t)
+                for name, t in zip(("base", "slope"), shares, strict=True)
+            }
+            counts = table(count, torch.int64)
+            self.call("shares", **inputs, count=counts, grad_mean=base, grad_variance=slope, **tables)
+            base, slope = map(table, shares)
         arrays = {
-            name: None if t is None else Input(t.detach().to(real if i < 5 else torch.int64).contiguous())
-            for i, (name, t) in enumerate(zip(names, tables, strict=True))
+            "base": base,
+            "slope": slope,
+            "mean": table(mean),
+            "grad_minimum": minimum,
+            "grad_maximum": maximum,
         }
-        grad = output(features.shape, features.dtype, layout)
+        arrays |= {"argmin": table(argmin, torch.int64), "argmax": table(argmax, torch.int64)}
+        grad = output(shape, dtype, layout)
         self.call("gradient", **inputs, **arrays, grad_features=Output(grad))
         return grad

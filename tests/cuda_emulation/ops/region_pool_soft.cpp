@@ -34,6 +34,15 @@ int pool(INPUTS, void* mass, void* mean, void* variance, void* scratch) {
   return soft_pool_cuda(PACKED, {mass, mean, variance}, scratch, nullptr);
 }
 
+int tables(INPUTS, const void* mass, const void* mean, const void* variance, const void* grad_mass,
+           const void* grad_mean, const void* grad_variance, void* direct, void* curved, void* shift,
+           void* offset) {
+  const SoftInputs in = PACKED;
+  return soft_tables_cuda({mass, mean, variance, grad_mass, grad_mean, grad_variance, in.batch, in.parts,
+                           in.channels, in.plain, in.wide},
+                          {direct, curved, shift, offset}, nullptr);
+}
+
 int gradient(INPUTS, const void* direct, const void* curved, const void* shift, const void* offset,
              void* grad_features, void* grad_grey, void* grad_assignment, void* scratch) {
   return soft_gradient_cuda(

@@ -44,12 +44,24 @@ class SoftRegionPool(EmulatedOp):
         self.call("pool", **inputs, **arrays, scratch=self.scratch(inputs, 0))
         return tuple(results)
 
-    def soft_region_pool_backward(
-        self, features, grey, assignment, from_logits, variance, direct, curved, shift, offset, *wanted
-    ):
+    def soft_region_pool_backward(self, features, grey, assignment, from_logits, variance, *others):
+        results, upstream, wanted = others[:3], others[3:6], others[6:]
         layouts, real, inputs = self._inputs(features, grey, assignment, from_logits, variance)
-        tables = {"direct": direct, "curved": curved, "shift": shift, "offset": offset}
-        tables = {name: Input(table.detach().to(real).contiguous()) for name, table in tables.items()}
+        names = ("mass", "mean", "variance", "grad_mass", "grad_mean", "grad_variance")
+        given = {
+            name: None if table is None else Input(table.detach().to(real).contiguous())
+            for name, table in zip(names, (*results, *upstream), strict=True)
+        }
+        mass, mean, spread = results
+        shapes = {
+            "direct": mean.shape,
+            "curved": spread.shape,
+            "shift": mean[:, 0].shape,
+            "offset": mass.shape,
+        }
+        tables = {name: output(shape, real) for name, shape in shapes.items()}
+        self.call("tables", **inputs, **given, **{name: Output(table) for name, table in tables.items()})
+        tables = {name: Input(table) for name, table in tables.items()}
         grads = [
             output(tensor.shape, tensor.dtype, layout) if want else output((0,), real)
             for tensor, layout, want in zip((features, grey, assignment), layouts, wanted, strict=True)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The definitions of the ops in plain PyTorch: any device, float64-able, never optimised."""
 
-from fastseg.ops.reference.masked_bce import masked_bce_map_reference, masked_bce_reference
+from fastseg.ops.reference.masked_bce import masked_bce_reference
 from fastseg.ops.reference.patch_entropy import patch_entropy_reference
 from fastseg.ops.reference.patch_entropy_crops import extract_patches_reference
 from fastseg.ops.reference.patch_entropy_sampling import sample_patches_reference
@@ -14,7 +14,6 @@ from fastseg.ops.reference.region_pool import (
 
 __all__ = [
     "extract_patches_reference",
-    "masked_bce_map_reference",
     "masked_bce_reference",
     "patch_entropy_reference",
     "region_contrast_reference",

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The definition of masked_bce. Differentiable in logits, target, weight and pos_weight."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,10 +38,13 @@ def masked_bce_reference(
     pos_weight: Tensor | None,
     pseudo_weight: float,
     normalize: str,
-) -> tuple[Tensor, Tensor]:
-    """The reduced loss ("sum" too is a `normalize`), and the float64 stats (8,) of the fused op: for
-    each source, labelled and pseudo, the loss sum, weight sum, voxel count, and factor of the loss sum.
+) -> tuple[Tensor, Any]:
+    """The loss ("sum" too is a `normalize`), and the float64 stats (8,) of the fused op: for each source, labelled and
+    pseudo, the loss sum, weight sum, voxel count, and factor of the loss sum. For "none" the loss of every voxel, in
+    the dtype of logits, and no stats.
     """
+    if normalize == "none":
+        return _loss_map(logits, target, mask, weight, pos_weight, pseudo_weight), None
     sums, weights, counts = [], [], []
     for source in _sources(mask, logits):
         loss, w = _source_loss(source, logits, target, weight, pos_weight)
@@ -72,15 +77,7 @@ def masked_bce_reference(
     ).detach()
 
 
-def masked_bce_map_reference(
-    logits: Tensor,
-    target: Tensor,
-    mask: Tensor | None,
-    weight: Tensor | None,
-    pos_weight: Tensor | None,
-    pseudo_weight: float,
-) -> Tensor:
-    """The loss of every voxel, in the dtype of logits."""
+def _loss_map(logits, target, mask, weight, pos_weight, pseudo_weight) -> Tensor:
     labelled, pseudo = _sources(mask, logits)
     loss, _ = _source_loss(labelled, logits, target, weight, pos_weight)
     if pseudo_weight:
