@@ -16,7 +16,6 @@ from fastseg.commands.limits import Twice, limit, measure_twice
 from fastseg.data.annotations import AnnotatedVolume, index_labels
 from fastseg.data.loader import PatchLoader
 from fastseg.data.resampled import ResampledVolume
-from fastseg.data.resident import resident_bytes
 from fastseg.data.volumes import Volume
 from fastseg.methods.networks import build_network
 from fastseg.methods.registry import prepare
@@ -157,7 +156,7 @@ def _training(config: Config, volumes: list[AnnotatedVolume], task: Any, ranks: 
             f"{config.data.patches_per_block} from a block of chunks, in {_mib(loader.memory_bytes)}"
         )
     else:
-        lines.append(f"patches: copied from volumes kept on the device, {_mib(resident_bytes(volumes))}")
+        lines.append(f"patches: copied from volumes kept on the device, {_mib(loader.bytes)}")
     return lines
 
 
