@@ -89,11 +89,11 @@ def share(path, cached, per_block, patches, released_ns):
     """CPU us of a patch, and the part of it under the lock."""
     loader = loader_of(path, 1, CACHE if cached else 0, per_block)
     buffer = loader.ring.take()
-    for step in range(300 if cached else 20):
-        loader._fill(buffer, 0, step, 0)
+    for patch in range(300 if cached else 20):
+        loader._fill(buffer, patch % 2, *divmod(patch, 2))
     cpu, released = time.thread_time_ns(), released_ns()
-    for step in range(1000, 1000 + patches):
-        loader._fill(buffer, 0, step, 0)
+    for patch in range(1000, 1000 + patches):
+        loader._fill(buffer, patch % 2, *divmod(patch, 2))
     cpu, released = time.thread_time_ns() - cpu, released_ns() - released
     return cpu / patches / 1e3, 1 - released / cpu
 
@@ -102,7 +102,8 @@ def rate(path, threads, seconds, sleep=0.0):
     loader = loader_of(path, threads, 0, 4)
     if sleep:
         for volume in (loader.volumes[0].raw, loader.volumes[0].labels):
-            volume.source.load_chunks = asleep(volume.source.load_chunks, sleep)
+            reader = volume.source.chunk_reader()
+            reader.places = asleep(reader.places, sleep)
     batches = loader.batches(0, 10**9)
     for _ in range(threads + 1):
         next(batches)
@@ -113,12 +114,12 @@ def rate(path, threads, seconds, sleep=0.0):
     return count / (time.perf_counter() - begin)
 
 
-def asleep(load_chunks, seconds):
-    def load(indices):
+def asleep(places, seconds):
+    def slow(indices):
         time.sleep(seconds * len(indices))
-        return load_chunks(indices)
+        return places(indices)
 
-    return load
+    return slow
 
 
 def main():

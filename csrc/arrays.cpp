@@ -11,6 +11,7 @@
 #include "array/blend.h"
 #include "array/levels.h"
 #include "array/masks.h"
+#include "array/shuffle.h"
 #include "checks.h"
 
 namespace py = pybind11;
@@ -147,6 +148,21 @@ void blend(py::array mean, const py::array& values, const py::array& before_z, c
   blend_tile(in, out);
 }
 
+py::array_t<uint8_t> unshuffle_bytes(const py::bytes& data, int item_bytes) {
+  char* from = nullptr;
+  py::ssize_t bytes = 0;
+  if (PyBytes_AsStringAndSize(data.ptr(), &from, &bytes) != 0) throw py::error_already_set();
+  check(item_bytes > 0 && bytes % item_bytes == 0, "item_bytes must divide the ", bytes, " of data, got ",
+        item_bytes);
+  py::array_t<uint8_t> out(bytes);
+  auto* to = reinterpret_cast<char*>(out.mutable_data());
+  {
+    const py::gil_scoped_release release;
+    unshuffle(from, bytes / item_bytes, item_bytes, to);
+  }
+  return out;
+}
+
 }  // namespace
 
 void define_arrays(py::module_& module) {
@@ -158,6 +174,7 @@ void define_arrays(py::module_& module) {
   module.def("map_levels", &look_up, array("values"), array("table"), array("out"));
   module.def("blend_tile", &blend, array("mean"), array("values"), array("before_z"), array("before_y"),
              array("total_y"), array("before_x"), array("total_x"));
+  module.def("unshuffle", &unshuffle_bytes, py::arg("data"), py::arg("item_bytes"));
 }
 
 }  // namespace fastseg

@@ -8,6 +8,6 @@ namespace fastseg {
 
 void define_arrays(pybind11::module_& module);
 void define_array_boxes(pybind11::module_& module);
-void define_array_chunks(pybind11::module_& module);
+void define_chunk_cache(pybind11::module_& module);
 
 }  // namespace fastseg

@@ -80,5 +80,5 @@ PYBIND11_MODULE(_C, module) {
   fastseg::define_enums(module);
   fastseg::define_eager_ops(module);
   fastseg::define_array_boxes(module);
-  fastseg::define_array_chunks(module);
+  fastseg::define_chunk_cache(module);
 }

@@ -73,21 +73,41 @@ def copy_boxes(
     nonzero: bool = False,
 ) -> None: ...
 
-# Chunks of the dtype and shape, each read at its offset (size -1: to the file's end) and decoded; None where there is
-# no file, False where it is not whole or not as expected, which the caller looks into. files: paths, or none and one
-# `open_file` for all. codec: none, zlib, gzip, zstd or blosc, by the functions of set_codec_functions.
-def read_chunks(
-    files: Sequence[str],
-    open_file: int,
-    offsets: Sequence[int],
-    sizes: Sequence[int],
-    codec: str,
-    shuffled_bytes: int,
-    header: bytes,
-    most_stored: int,
-    dtype: np.dtype[Any],
-    shape: tuple[int, ...],
-) -> list[Any]: ...
+# Chunks of files, decoded and copied to boxes: csrc/chunk_cache.cpp. codec: none, zlib, gzip, zstd or blosc, by the
+# functions of set_codec_functions, or "".
+class ChunkLayout:
+    def __init__(
+        self,
+        name: str,
+        dtype: np.dtype[Any],
+        shape: tuple[int, ...],
+        fill: NDArray[Any],
+        codec: str,
+        most_stored: int,
+        shuffled_bytes: int,
+        header: bytes,
+        order: tuple[int, ...],
+        files: tuple[bytes, str, bool] | None,
+    ) -> None: ...
+    def set_table(
+        self,
+        path: bytes,
+        steps: list[int],
+        numbers: NDArray[np.int64],
+        offsets: NDArray[np.int64],
+        sizes: NDArray[np.uint32],
+        skipped: NDArray[np.uint32],
+    ) -> None: ...
+
+class ChunkCache:
+    def __init__(self, most_bytes: int) -> None: ...
+    def read(self, source: Any, start: Sequence[int], out: NDArray[Any]) -> None: ...  # a ChunkReader
+    def clear(self) -> None: ...
+    def __len__(self) -> int: ...
+    most_bytes: int
+    held: int
+    decoded: int
+
 def set_codec_functions(library: str, addresses: list[int]) -> None: ...
 
 # The bytes of numbers of item_bytes, shuffled as HDF5 does, in their order again.

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from fastseg import _C
-from fastseg.data.cache import ChunkCache
 
 DTYPES = [np.dtype(name) for name in ("?", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8")]
 
@@ -119,7 +118,7 @@ def test_bad_input_is_named_and_changes_nothing() -> None:
         (TypeError, "float", (out, [array], [(0, 0.5)])),
         (ValueError, "places must be as many as arrays, 1, got 2", (out, [array], [(0, 0), (0, 0)])),
         (ValueError, r"have the 2 axes of out, got \(2,\)", (out, [array[:, 0]], [(0, 0)])),
-        (ValueError, "have the 2 axes of out, .* and 3 numbers", (out, [array], [(0, 0, 0)])),
+        (ValueError, "have the 2 axes of out, got 3 numbers", (out, [array], [(0, 0, 0)])),
         (ValueError, "places must be below 2\\^62, got 46116", (out, [array], [(0, 2**62)])),
         (ValueError, "out must be writeable", (frozen, [array], [(0, 0)])),
         (ValueError, "out must have at most 8 axes, got 9", (np.zeros((1,) * 9, "u1"), [], [])),
@@ -178,26 +177,3 @@ def test_others_run_meanwhile() -> None:
         sys.setswitchinterval(interval)
         done.set()
         thread.join()
-
-
-def test_what_a_cache_has_is_found_together() -> None:
-    cache = ChunkCache(1 << 20)
-    loaded = []
-
-    def load(keys: list[int]) -> list[np.ndarray | None]:
-        loaded.append(keys)
-        return [None if key == 2 else np.full(3, key) for key in keys]
-
-    first = cache.get_all([0, 1, 2], load)
-    again = cache.get_all([2, 3, 0], load)
-    assert loaded == [[0, 1, 2], [3]]
-    assert first[2] is None
-    assert again[0] is None
-    assert again[1] is not None
-    assert again[1].tolist() == [3, 3, 3]
-    assert again[2] is first[0]
-    # What was found was used: the least recently used go first.
-    small = ChunkCache(3 * 1536)
-    for keys in ([0, 1], [0], [2, 3]):
-        small.get_all(keys, lambda absent: [np.zeros(1024, np.uint8) for _ in absent])
-    assert list(small._chunks) == [0, 2, 3]

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import gc
+import os
 import pickle
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -17,8 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastseg.data.cache import ChunkCache
-from fastseg.data.chunks import offers_chunks
+from fastseg.data.chunks import ChunkReader
 from fastseg.data.hdf5 import Hdf5Source
+from fastseg.data.native_codecs import ChunkLayout
 from fastseg.data.volumes import open_volume
 from fastseg.errors import InputError
 
@@ -82,9 +86,9 @@ def test_chunks_never_written_hold_the_fill_value(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "v.h5", "w") as file:
         array = file.create_dataset("raw", (8, 8, 8), "u2", chunks=(4, 4, 4), compression="gzip", fillvalue=7)
         array[:4, :4, :4] = 1
-    source = Hdf5Source(f"{tmp_path}/v.h5", "raw")
-    assert source.chunk_bytes((0, 0, 1)) is None
-    assert (source.decode(None) == 7).all()
+    reader = Hdf5Source(f"{tmp_path}/v.h5", "raw").chunk_reader()
+    assert reader is not None
+    assert reader.load((0, 0, 1)) is None
     cache = ChunkCache(1 << 20)
     volume = open_volume(tmp_path / "v.h5").with_cache(cache)[:]
     assert np.array_equal(volume, open_volume(tmp_path / "v.h5")[:])
@@ -95,7 +99,7 @@ def test_chunks_never_written_hold_the_fill_value(tmp_path: Path) -> None:
 def test_other_filters_are_left_to_the_library(tmp_path: Path, options: dict[str, object]) -> None:
     array = np.arange(512).reshape(8, 8, 8).astype("i4")
     volume = open_volume(write(tmp_path, array, (4, 4, 4), **options))
-    assert not offers_chunks(volume.source)
+    assert volume.source.chunk_reader() is None
     assert np.array_equal(volume.with_cache(ChunkCache(1))[:], volume[:])
     assert np.array_equal(volume.read((0, 0, 0), (8, 8, 8), np.zeros((1, 8, 8, 8), "i4")), volume[:])
 
@@ -104,7 +108,7 @@ def test_user_blocks_and_other_drivers_are_left_to_the_library(tmp_path: Path) -
     with h5py.File(tmp_path / "v.h5", "w", userblock_size=512) as file:
         file.create_dataset("raw", data=np.arange(512).reshape(8, 8, 8), chunks=(4, 4, 4))
     volume = open_volume(tmp_path / "v.h5")
-    assert not offers_chunks(volume.source)
+    assert volume.source.chunk_reader() is None
     assert volume.with_cache(ChunkCache(1))[:].max() == 511
 
 
@@ -121,11 +125,11 @@ def test_external_links_lead_to_the_file_that_holds_the_chunks(tmp_path: Path) -
 def test_sources_pickle_after_reading(tmp_path: Path) -> None:
     path = write(tmp_path, np.arange(512).reshape(8, 8, 8), (4, 4, 4), compression="gzip")
     source = Hdf5Source(str(path), "raw")
-    source.chunk_bytes((0, 0, 0))
-    again = pickle.loads(pickle.dumps(source))
-    assert np.array_equal(
-        again.decode(again.chunk_bytes((1, 1, 1))), source.decode(source.chunk_bytes((1, 1, 1)))
-    )
+    reader = source.chunk_reader()
+    again = pickle.loads(pickle.dumps(source)).chunk_reader()
+    assert reader is not None
+    assert reader is not again
+    assert np.array_equal(again.load((1, 1, 1)), reader.load((1, 1, 1)))
 
 
 DAMAGES = {
@@ -169,47 +173,111 @@ def test_damaged_chunks_are_placed(tmp_path: Path, damage: str) -> None:
         volume.read((0, 0, 0), (4, 4, 4))
 
 
+class Numbers(ChunkReader):
+    """Chunks of 1000 equal numbers, decoded by Python; odd ones are absent if asked for."""
+
+    name, shape, chunks = "numbers", (10_000_000,), (1000,)
+
+    def __init__(self, *, absent: bool = False) -> None:
+        self.stored = ChunkLayout(f"numbers, {absent}", np.dtype("u1"), self.chunks, fill=7)
+        self.absent, self.loads, self.gate = absent, list[int](), threading.Event()
+        self.gate.set()
+
+    def fetch(self, index: tuple[int, ...]) -> np.ndarray | None:
+        self.loads.append(index[0])
+        self.gate.wait(20)
+        return None if self.absent else np.full(1000, index[0] % 256, "u1")
+
+    def read(self, cache: ChunkCache, *chunks: int) -> list[int]:
+        """Of a range of chunks, the numbers."""
+        out = np.zeros(1000 * len(chunks), "u1")
+        cache.read(self, [1000 * chunks[0]], out)
+        return out[::1000].tolist()
+
+
 def test_cache_is_bounded_and_drops_the_least_recently_used() -> None:
-    cache = ChunkCache(3 * (1000 + 512))
-    loads: list[int] = []
-
-    def load(key: int) -> np.ndarray:
-        loads.append(key)
-        return np.full(1000, key, "u1")
-
+    numbers, cache = Numbers(), ChunkCache(3 * (1000 + 512))
     for key in (0, 1, 2, 0, 3, 0, 1):  # 3 drops 1, which must be loaded again and drops 2
-        assert cache.get(key, lambda k=key: load(k))[0] == key % 256
-    assert loads == [0, 1, 2, 3, 1]
-    assert cache._held == 3 * (1000 + 512)
+        assert numbers.read(cache, key) == [key]
+    assert numbers.loads == [0, 1, 2, 3, 1]
+    assert cache.held == 3 * (1000 + 512)
+    # What was found was used, and what a box touches is found together.
+    assert numbers.read(cache, 0, 1) == [0, 1]
+    assert numbers.read(cache, 4, 5) == [4, 5]
+    assert numbers.read(cache, 1) == [1]
+    assert numbers.loads == [0, 1, 2, 3, 1, 4, 5]
+    absent = Numbers(absent=True)
     for key in range(10_000):  # chunks never written take little, but not nothing
-        cache.get(("none", key), lambda: None)
-    assert cache._held <= cache.most_bytes
-    assert len(cache._chunks) <= 9
+        assert absent.read(cache, key) == [7]
+    assert cache.held <= cache.most_bytes
+    assert len(cache) <= 9
+    assert cache.decoded == 7 + 10_000
+    again = pickle.loads(pickle.dumps(cache))
+    assert (again.most_bytes, len(again), again.held) == (cache.most_bytes, 0, 0)
 
 
 def test_a_chunk_is_decoded_once_however_many_ask() -> None:
-    cache, calls, gate = ChunkCache(1 << 20), [], threading.Event()
-
-    def slow() -> np.ndarray:
-        calls.append(1)
-        gate.wait(10)
-        return np.ones(4)
-
+    numbers, cache = Numbers(), ChunkCache(1 << 20)
+    numbers.gate.clear()
     with ThreadPoolExecutor(6) as pool:
-        asked = [pool.submit(cache.get, "key", slow) for _ in range(6)]
+        asked = [pool.submit(numbers.read, cache, 5) for _ in range(6)]
         time.sleep(0.05)
-        gate.set()
-        results = [future.result() for future in asked]
-    assert len(calls) == 1
-    assert all(result is results[0] for result in results)
+        numbers.gate.set()
+        assert [future.result() for future in asked] == [[5]] * 6
+    assert numbers.loads == [5]
 
-    def fail() -> np.ndarray:
-        raise InputError("damaged")
 
-    for _ in range(2):  # an error is not kept
-        with pytest.raises(InputError, match="damaged"):
-            cache.get("other", fail)
-    assert cache.get("other", slow) is not None
+def test_an_error_is_not_kept() -> None:
+    numbers, cache, fetch = Numbers(), ChunkCache(1 << 20), Numbers.fetch
+
+    def fail(_: tuple[int, ...]) -> np.ndarray:
+        raise ZeroDivisionError("out of\nluck")
+
+    numbers.fetch = fail  # type: ignore[method-assign]
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"^numbers cannot be read at \[3000:4000\]: out of luck$"):
+            numbers.read(cache, 3)
+    assert (len(cache), cache.held, cache.decoded) == (0, 0, 0)
+    numbers.fetch = fetch.__get__(numbers)  # type: ignore[method-assign]
+    assert numbers.read(cache, 3) == [3]
+
+
+def test_a_fork_waits_for_no_thread_of_its_parent() -> None:
+    """In the child nobody decodes what another thread of the parent was at."""
+    numbers, cache = Numbers(), ChunkCache(1 << 20)
+    numbers.gate.clear()
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(numbers.read, cache, 5)
+        while not numbers.loads:
+            time.sleep(0.001)
+        if not (child := os.fork()):
+            signal.alarm(20)
+            numbers.gate = threading.Event()
+            numbers.gate.set()
+            os._exit(numbers.read(cache, 5) != [5])
+        numbers.gate.set()
+        assert reading.result() == [5]
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "start", "out"),
+    [
+        (ValueError, "start and out must have the 1 axes of chunks, got 2 and 1", [0, 0], np.zeros(5, "u1")),
+        (
+            ValueError,
+            "start and out must have the 1 axes of chunks, got 1 and 2",
+            [0],
+            np.zeros((5, 1), "u1"),
+        ),
+        (ValueError, "start must be from 0 to 2\\^61, got -1", [-1], np.zeros(5, "u1")),
+        (TypeError, "out must hold what arrays of uint8 do, got int8", [0], np.zeros(5, "i1")),
+        (TypeError, "out must be numpy arrays, got list", [0], [0] * 5),
+    ],
+)
+def test_bad_boxes_are_named(error: type[Exception], message: str, start: list[int], out: Any) -> None:
+    with pytest.raises(error, match=message):
+        ChunkCache(1).read(Numbers(), start, out)
 
 
 def test_decoding_holds_no_lock(tmp_path: Path) -> None:

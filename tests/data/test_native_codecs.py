@@ -21,12 +21,13 @@ import zarr
 from fastseg import _C
 from fastseg.data import native_codecs
 from fastseg.data.cache import ChunkCache
-from fastseg.data.chunks import ChunkedSource, read_chunked
-from fastseg.data.native_codecs import ChunkFormat
+from fastseg.data.chunks import ChunkReader, Places
+from fastseg.data.native_codecs import ChunkLayout
 from fastseg.data.volumes import open_volume
 from fastseg.errors import InputError
 
 SHAPE = (5, 6, 8)
+WHOLE_FILE = -1  # a size
 PACK = {
     "none": bytes,
     "zlib": zlib.compress,
@@ -44,22 +45,50 @@ def shuffled(array: np.ndarray) -> bytes:
     return array.reshape(-1).view(np.uint8).reshape(-1, array.dtype.itemsize).T.tobytes()
 
 
+class Stored(ChunkReader):
+    """Chunks along the first axis, at places of files; those that C++ leaves to Python are noted."""
+
+    name = "stored"
+
+    def __init__(self, layout: ChunkLayout) -> None:
+        self.stored, self.left = layout, list[int]()
+
+    def places(self, indices: np.ndarray) -> Places:
+        assert (indices[:, 1:] == 0).all()
+        return self.given
+
+    def fetch(self, index: tuple[int, ...]) -> None:
+        self.left.append(index[0])
+
+    def check_still_there(self) -> None: ...
+
+    def read(
+        self,
+        shape: tuple[int, ...],
+        dtype: str,
+        offsets: list[int],
+        sizes: list[int],
+        files: list[str],
+    ) -> np.ndarray:
+        self.given, self.left = (files, offsets, sizes), []
+        out = np.zeros((shape[0] * len(sizes), *shape[1:]), np.dtype(dtype).newbyteorder("="))
+        ChunkCache(0).read(self, [0] * len(shape), out)
+        return out.reshape(-1, *shape)
+
+
 @pytest.mark.parametrize("codec", PACK)
 @pytest.mark.parametrize("dtype", ["u1", "<u2", ">i4", "f8", "?"])
 def test_chunks_are_those_that_were_written(tmp_path: Path, codec: str, dtype: str) -> None:
     array = content(dtype)
     for plain, apart in ((array.tobytes(), 0), (shuffled(array), array.dtype.itemsize)):
         stored = b"head" + PACK[codec](plain)
-        form = ChunkFormat(array.dtype, SHAPE, codec, len(stored), apart, b"head")
-        assert form.known
+        source = Stored(ChunkLayout("stored", array.dtype, SHAPE, 0, codec, len(stored), apart, b"head"))
         (tmp_path / "a").write_bytes(stored)
         (tmp_path / "b").write_bytes(b"?" * 7 + stored + b"?")
-        first, second = form.read([0, 7], [-1, len(stored)], [f"{tmp_path}/a", f"{tmp_path}/b"])
-        with open(tmp_path / "b", "rb") as file:
-            (third,) = form.read([7], [len(stored)], open_file=file.fileno())
-        for found in (first, second, third):
-            assert isinstance(found, np.ndarray)
-            assert found.dtype == array.dtype
+        paths = [f"{tmp_path}/a", f"{tmp_path}/b"]
+        first, second = source.read(SHAPE, dtype, [0, 7], [WHOLE_FILE, len(stored)], paths)
+        assert source.left == []
+        for found in (first, second):
             np.testing.assert_array_equal(found, array)
 
 
@@ -68,7 +97,8 @@ def test_numbers_of_odd_sizes_are_unshuffled(tmp_path: Path, items: int) -> None
     data = np.arange(240, dtype="u1")
     (tmp_path / "a").write_bytes(data.reshape(-1, items).T.tobytes())
     np.testing.assert_array_equal(_C.unshuffle((tmp_path / "a").read_bytes(), items), data)
-    (found,) = ChunkFormat(np.dtype("u1"), (240,), "none", 240, items).read([0], [-1], [f"{tmp_path}/a"])
+    source = Stored(ChunkLayout("stored", np.dtype("u1"), (240,), 0, "none", 240, items))
+    (found,) = source.read((240,), "u1", [0], [WHOLE_FILE], [f"{tmp_path}/a"])
     np.testing.assert_array_equal(found, data)
 
 
@@ -91,28 +121,39 @@ def test_what_is_not_as_expected_is_left_to_others(tmp_path: Path, codec: str) -
     (tmp_path / "folder").mkdir()
     (tmp_path / "whole").write_bytes(whole)
     names = [*files, "folder", "absent", "whole"]
-    form = ChunkFormat(array.dtype, SHAPE, codec, 4096)
-    found = form.read([0] * len(names), [-1] * len(names), [f"{tmp_path}/{name}" for name in names])
-    assert found[:-2] == [False] * (len(names) - 2)
-    assert found[-2] is None
+    source = Stored(ChunkLayout("stored", array.dtype, SHAPE, 5, codec, 4096))
+    paths = [f"{tmp_path}/{name}" for name in names]
+    found = source.read(SHAPE, "u2", [0] * len(names), [WHOLE_FILE] * len(names), paths)
+    assert source.left == [*range(len(names) - 2)]  # and Python says of all that they were never written
+    assert (found[:-1] == 5).all()
     np.testing.assert_array_equal(found[-1], array)
     # Sizes and offsets that a damaged index states, a header that is another, a chunk that takes too much.
     path = f"{tmp_path}/whole"
     for offset, size in ((1, len(whole)), (-1, 5), (0, len(whole) + 1), (2**62, 5), (0, 2**62)):
-        assert form.read([offset], [size], [path]) == [False]
-    assert ChunkFormat(array.dtype, SHAPE, codec, 4096, 0, b"another").read([0], [-1], [path]) == [False]
-    assert ChunkFormat(array.dtype, SHAPE, codec, len(whole) - 1).read([0], [-1], [path]) == [False]
+        source.read(SHAPE, "u2", [offset], [size], [path])
+        assert source.left == [0]
+    for most, header in ((4096, b"another"), (len(whole) - 1, b"")):
+        other = Stored(ChunkLayout("stored", array.dtype, SHAPE, 0, codec, most, 0, header))
+        other.read(SHAPE, "u2", [0], [WHOLE_FILE], [path])
+        assert other.left == [0]
 
 
 def test_bad_arguments_are_named() -> None:
+    one = np.zeros(1, "u1")
     with pytest.raises(ValueError, match="item_bytes must divide the 5 of data, got 2"):
         _C.unshuffle(b"12345", 2)
     with pytest.raises(ValueError, match="codec must be none, zlib, gzip, zstd or blosc, got lz5"):
-        ChunkFormat(np.dtype("u1"), (4,), "lz5", 9).read([], [])
-    with pytest.raises(ValueError, match="files, offsets and sizes must be as many, got 1, 2 and 2"):
-        ChunkFormat(np.dtype("u1"), (4,), "none", 9).read([0, 0], [1, 1], ["a"])
+        _C.ChunkLayout("", np.dtype("u1"), (4,), one, "lz5", 9, 0, b"", (), None)
+    with pytest.raises(ValueError, match="files, offsets and sizes must be 2, got 1, 2 and 2"):
+        Stored(ChunkLayout("", np.dtype("u1"), (4,), 0, "none", 9)).read((4,), "u1", [0, 0], [1, 1], ["a"])
     with pytest.raises(ValueError, match="shuffled_bytes must divide the 4 of a chunk, got 3"):
-        ChunkFormat(np.dtype("u1"), (4,), "none", 9, 3).read([0], [1], ["a"])
+        ChunkLayout("", np.dtype("u1"), (4,), 0, "none", 9, 3)
+    with pytest.raises(ValueError, match="order must have each of the 2 axes once"):
+        ChunkLayout("", np.dtype("u1"), (4, 4), 0, order=(1, 1))
+    with pytest.raises(ValueError, match="dtype must have a size"):
+        ChunkLayout("", np.dtype("V0"), (4,))
+    with pytest.raises(ValueError, match="fill must be a number of the dtype"):
+        _C.ChunkLayout("", np.dtype("u2"), (4,), one, "", 9, 0, b"", (), None)
     with pytest.raises(ValueError, match="library must be deflate, zstd or blosc, got lz5"):
         _C.set_codec_functions("lz5", [1])
     with pytest.raises(ValueError, match="addresses must be 3, got 1"):
@@ -120,23 +161,18 @@ def test_bad_arguments_are_named() -> None:
 
 
 def test_memory_is_used_again_but_never_shared(tmp_path: Path) -> None:
-    form = ChunkFormat(np.dtype("u1"), (1 << 20,), "none", 1 << 21)
-    for value in range(12):
+    source = Stored(ChunkLayout("memory", np.dtype("u1"), (1 << 20,), 0, "none", 1 << 21))
+    for value in range(40):
         (tmp_path / str(value)).write_bytes(bytes([value]) * (1 << 20))
-
-    def read(values: range) -> list[np.ndarray]:
-        return form.read([0] * len(values), [-1] * len(values), [f"{tmp_path}/{v}" for v in values])  # type: ignore[return-value]
-
-    for _ in range(3):  # more than the 8 MiB that are kept
-        held = read(range(12))
-        kept = held[3][10:20]
-        del held[3:5]
-        others = read(range(3, 7))
-        assert (
-            [int(array.min()) for array in others] == [int(array.max()) for array in others] == [3, 4, 5, 6]
-        )
-        assert [int(array.max()) for array in held] == [0, 1, 2, 5, 6, 7, 8, 9, 10, 11]
-        assert (kept == 3).all()
+    cache, out = ChunkCache(12 << 20), np.zeros(1 << 20, "u1")
+    source.given = ([""], [0], [WHOLE_FILE])
+    rng = np.random.default_rng(0)
+    for value in rng.integers(0, 40, 400).tolist():  # most are dropped for others, a few found
+        source.given[0][0] = f"{tmp_path}/{value}"
+        cache.read(source, [value << 20], out)
+        assert (out[0], out[12345], out[-1]) == (value,) * 3
+    assert 12 <= len(cache) + 1 <= 13
+    assert 200 < cache.decoded < 400
 
 
 FORMATS = {
@@ -194,25 +230,17 @@ def test_both_ways_give_the_same_and_this_one_is_taken(
     array = np.random.default_rng(0).integers(0, 1000, (10, 11, 9)).astype("u2")
     path = volume_of(tmp_path, name, array)
     array[:4] = 0 if name == "n5" else 3
-    taken: list[object] = []
-    read = ChunkFormat.read
-
-    def counted(self: ChunkFormat, *arguments: object, **options: object) -> list[object]:
-        found = read(self, *arguments, **options)  # type: ignore[arg-type]
-        taken.extend(found)
-        return found
-
-    with monkeypatch.context() as patched:
-        patched.setattr(ChunkFormat, "read", counted)
-        cache = ChunkCache(1 << 20)
-        np.testing.assert_array_equal(open_volume(path).with_cache(cache)[:][0], array)
-    assert cache.decoded == 28  # and one of fill values for all that are absent
-    assert sum(isinstance(chunk, np.ndarray) for chunk in taken) >= (4 if name == "n5" else 18)
-    if name != "n5":  # of which smaller blocks at the border are left to Python
-        assert not any(chunk is False for chunk in taken)
-    with monkeypatch.context() as patched:
-        patched.setattr(ChunkFormat, "known", False)
-        np.testing.assert_array_equal(open_volume(path).with_cache(ChunkCache(1))[:][0], array)
+    cache, volume = ChunkCache(1 << 20), open_volume(path)
+    reader = volume.source.chunk_reader()
+    assert reader is not None
+    left: list[tuple[int, ...]] = []
+    fetch = reader.fetch
+    reader.fetch = lambda index: [left.append(index), fetch(index)][1]  # type: ignore[func-returns-value,method-assign]
+    np.testing.assert_array_equal(volume.with_cache(cache)[:][0], array)
+    assert cache.decoded == 27
+    assert len(left) == (14 if name == "n5" else 0)  # smaller blocks at the border are left to Python
+    monkeypatch.setattr(native_codecs, "_LIBRARY_OF", {})
+    np.testing.assert_array_equal(open_volume(path).with_cache(ChunkCache(1))[:][0], array)
 
 
 def test_libraries_that_show_no_symbols_are_done_without(
@@ -223,10 +251,10 @@ def test_libraries_that_show_no_symbols_are_done_without(
     )
     native_codecs._found.cache_clear()
     try:
-        assert not ChunkFormat(np.dtype("u1"), (4,), "zstd", 9).known
         array = np.arange(10 * 11 * 9).reshape(10, 11, 9).astype("u2")
         path = volume_of(tmp_path, "zstd", array)
-        np.testing.assert_array_equal(open_volume(path)[4:][0], array[4:])
+        volume = open_volume(path)
+        np.testing.assert_array_equal(volume[4:][0], array[4:])
     finally:
         native_codecs._found.cache_clear()
 
@@ -241,31 +269,33 @@ def test_filters_that_were_not_applied_to_a_chunk(tmp_path: Path) -> None:
     assert (volume[:][0, 0, :, 4:] == 7).all()
 
 
-class Slow(ChunkedSource):
+class Slow(ChunkReader):
     """Chunks that the test lets go; one of them is damaged."""
 
-    name, shape, chunks, dtype, fill, path = "slow", (4, 1), (1, 1), np.dtype("u1"), 0, ""
+    name, shape, chunks = "slow", (4, 1), (1, 1)
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked: list[list[tuple[int, ...]]] = []
-        self.go = threading.Event()
+    def __init__(self, folder: Path) -> None:
+        self.stored = ChunkLayout(f"slow {folder}", np.dtype("u1"), (1, 1), 0, "none", 1)
+        self.folder, self.asked, self.go = folder, list[list[int]](), threading.Event()
+        for number in range(1, 4):
+            (folder / str(number)).write_bytes(bytes([number]))
 
-    def load_chunks(self, indices: list[tuple[int, ...]]) -> list[np.ndarray | bool | None]:
-        self.asked.append(indices)
+    def places(self, indices: np.ndarray) -> Places:
+        asked = indices[:, 0].tolist()
+        self.asked.append(asked)
         self.go.wait(20)
-        return [index != (0, 0) and np.full((1, 1), index[0], np.uint8) for index in indices]
+        return [f"{self.folder}/{i}" for i in asked], [0] * len(asked), [1] * len(asked)
 
-    def chunk_bytes(self, index: tuple[int, ...]) -> bytes:
+    def fetch(self, index: tuple[int, ...]) -> np.ndarray:
         raise InputError(f"chunk {index} is damaged")
 
 
-def test_who_waits_for_a_chunk_does_not_fail_with_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    source, cache = Slow(), ChunkCache(1 << 20)
+def test_who_waits_for_a_chunk_does_not_fail_with_another(tmp_path: Path) -> None:
+    source, cache = Slow(tmp_path), ChunkCache(1 << 20)
 
     def read(low: int, high: int) -> list[int]:
         out = np.zeros((high - low, 1), np.uint8)
-        read_chunked(source, (slice(low, high), slice(0, 1)), out, cache)
+        cache.read(source, [low, 0], out)
         return out.ravel().tolist()
 
     with ThreadPoolExecutor(2) as pool:
@@ -280,4 +310,4 @@ def test_who_waits_for_a_chunk_does_not_fail_with_another(monkeypatch: pytest.Mo
             damaged.result()
         assert whole.result() == [1, 2, 3]
     # Each was asked for by one thread; the one that waited asked again, for its own alone.
-    assert source.asked == [[(0, 0), (1, 0)], [(2, 0), (3, 0)], [(1, 0)]]
+    assert source.asked == [[0, 1], [2, 3], [1]]

@@ -1,18 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Boxes assembled from the chunks of a file: fetched as stored, decoded by any thread, each once while it is cached,
-and copied in one call outside Python's lock.
-
-A source takes part by two methods: ``chunk_bytes(index)`` gives a chunk as it is stored, None if it was never
-written, and ``decode(stored)`` gives the array of a whole chunk, of fill values for None. Neither holds a lock. With a
-third, ``load_chunks(indices)``, most chunks are read and decoded in one call (native_codecs.py).
-"""
+"""Boxes put together from the chunks of a file by a ``ChunkCache``: one call reads, decodes and copies all that a patch
+touches, outside Python's lock where C++ knows the codec."""
 
 from __future__ import annotations
 
-import itertools
-import math
 import os
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -22,59 +14,59 @@ from fastseg.data.cache import ChunkCache
 from fastseg.data.sources import Slices, Source, describe_box, reason
 from fastseg.errors import InputError
 
-# As for HDF5: a few patches' chunks, so that reading slice by slice decodes each chunk once.
-_CACHE_BYTES = 64 << 20
-
 METADATA = ("zarr.json", ".zarray", "attributes.json")  # of Zarr 3, Zarr 2, N5
 
-# Of decoded chunks that are copied by one call, and held until then: all that a patch touches, few of a large box.
-_HELD_BYTES = 8 << 20
+# Of chunks the files, offsets and sizes.
+Places = tuple[list[str], list[int], list[int]]
 
 
-class ChunkedSource(Source):
-    """A source that hands out single chunks: their bytes, and what these decode to.
+class ChunkReader:
+    """What a ``ChunkCache`` reads by. Its methods are called from any thread and in forked processes."""
 
-    Both may be called from any thread and in forked processes: there is no handle, no lock around reading or
-    decoding, and no thread behind it.
-    """
+    name: str
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...] | None
+    stored: _C.ChunkLayout
 
-    chunks: tuple[int, ...]
-    fill: Any
-    folder: str  # of the array: its metadata, and below it its chunks
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._cache = ChunkCache(_CACHE_BYTES)
-
-    def open(self) -> Any:
-        return True
-
-    def chunk_bytes(self, index: tuple[int, ...]) -> bytes | None:
-        """The stored bytes of one chunk of the grid; None where it is absent, that is, all fill value."""
+    def places(self, indices: np.ndarray) -> Places:
+        """Where chunks (n, axes) of the grid are stored, if ``stored`` does not say so."""
         raise NotImplementedError
 
-    def undo(self, data: bytes) -> np.ndarray:
-        """The array that stored bytes decode to, with any error a codec may raise."""
+    def fetch(self, index: tuple[int, ...]) -> np.ndarray | None:
+        """A chunk that C++ did not decode; None where it was never written, that is, all fill value. Any error."""
         raise NotImplementedError
 
-    def load_chunks(self, indices: list[tuple[int, ...]]) -> list[np.ndarray | bool | None]:
-        """As ``decode(chunk_bytes(index))`` of each, but None where it is absent and False where this way fails."""
-        return [False] * len(indices)
+    def load(self, index: tuple[int, ...]) -> np.ndarray | None:
+        """The same with an InputError that names the file and the chunk's place."""
+        try:
+            return self.fetch(index)
+        except InputError:
+            raise
+        except Exception as error:  # half a dozen libraries decode, each with errors of its own
+            raise InputError(f"{self.name} cannot be read{self.place(index)}: {reason(error)}") from error
 
-    def chunk_name(self, index: tuple[int, ...]) -> str:
-        """The file that holds a chunk."""
-        raise NotImplementedError
+    def place(self, index: tuple[int, ...]) -> str:
+        extent = zip(index, self.chunks or self.shape, self.shape, strict=True)
+        return f" at {describe_box(tuple(slice(i * c, min((i + 1) * c, n)) for i, c, n in extent))}"
 
     def check_still_there(self) -> None:
         """InputError if the array is gone, removed or its disk unmounted: all its chunks would pass for fill value."""
-        if not any(os.path.exists(os.path.join(self.folder, name)) for name in METADATA):
-            raise InputError(
-                f"{self.name} cannot be read: {self.folder} held an array when it was opened, and no longer does"
-            )
 
-    def decode(self, data: bytes | None) -> np.ndarray:
-        """A whole chunk, beyond the array's end too, in the file's dtype."""
-        return np.full(self.chunks, self.fill, self.dtype) if data is None else self.undo(data)
+
+class ChunkedSource(Source, ChunkReader):
+    """A source that is read chunk by chunk. There is no lock around reading or decoding, and no thread behind it."""
+
+    cache_bytes = 64 << 20  # a few patches' chunks, so that reading slice by slice decodes each chunk once
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._cache = ChunkCache(self.cache_bytes)
+
+    def chunk_reader(self) -> ChunkReader | None:
+        return self
+
+    def open(self) -> Any:
+        return True
 
     def read(self, slices: Slices) -> np.ndarray:
         out = np.empty([s.stop - s.start for s in slices], self.dtype.newbyteorder("="))
@@ -82,60 +74,26 @@ class ChunkedSource(Source):
         return out
 
     def read_into(self, slices: Slices, out: np.ndarray) -> None:
-        read_chunked(self, slices, out, self._cache)
+        self._cache.read(self, [s.start for s in slices], out)
 
 
-def offers_chunks(source: Source) -> bool:
-    """Whether the chunks of ``source`` can be fetched and decoded one by one, or the file alone knows how."""
-    if source.chunks is None or not hasattr(source, "chunk_bytes"):
-        return False
-    return not hasattr(source, "offers_chunks") or source.offers_chunks()
+class FolderOfChunks(ChunkedSource):
+    """Zarr and N5: a file for each chunk or each shard, below the folder that holds the array's metadata."""
 
+    folder: str
 
-def read_chunked(source: Source, slices: Slices, out: np.ndarray, cache: ChunkCache) -> None:
-    """Fill ``out``, which has the file's axes, with the box ``slices``. InputError names a damaged chunk's place."""
-    assert source.chunks is not None
-    touched = [range(s.start // c, -(-s.stop // c)) for s, c in zip(slices, source.chunks, strict=True)]
-    # Chunks beyond the grid's last are not asked for, but the last one may reach beyond the box, as may the first.
-    places = [[i * c - s.start for i in r] for r, c, s in zip(touched, source.chunks, slices, strict=True)]
-    keys = ((source.name, index) for index in itertools.product(*touched))
-    corners = itertools.product(*places)
-    held = max(1, _HELD_BYTES // (math.prod(source.chunks) * source.dtype.itemsize))
-    while some := list(itertools.islice(keys, held)):
-        chunks = cache.get_all(some, lambda absent: _load_all(source, absent))
-        if any(chunk is None for chunk in chunks):
-            empty = cache.get((source.name, None), lambda: source.decode(None))
-            chunks = [empty if chunk is None else chunk for chunk in chunks]
-        _C.copy_boxes(out, chunks, list(itertools.islice(corners, held)))
+    def chunk_name(self, index: tuple[int, ...]) -> str:
+        """The file that holds a chunk."""
+        raise NotImplementedError
 
+    def place(self, index: tuple[int, ...]) -> str:
+        return f": chunk {index} in {self.chunk_name(index)} is damaged"
 
-def _load_all(source: Source, keys: list[Any]) -> list[np.ndarray | None]:
-    """The chunks of keys, all in one call where the source can; what it leaves (False) one by one, with its errors."""
-    found: list[Any] = [False] * len(keys)
-    if hasattr(source, "load_chunks"):
-        with suppress(OSError, ValueError):  # which come again, and are placed
-            found = source.load_chunks([index for _, index in keys])
-    loaded = [_load(source, key) if chunk is False else chunk for key, chunk in zip(keys, found, strict=True)]
-    if isinstance(source, ChunkedSource) and any(chunk is None for chunk in loaded):
-        source.check_still_there()
-    return loaded
-
-
-def _load(source: Source, key: Any) -> np.ndarray | None:
-    index = key[1]
-    try:
-        stored = source.chunk_bytes(index)
-        return None if stored is None else source.decode(stored)
-    except InputError:
-        raise
-    except Exception as error:  # half a dozen libraries decode, each with errors of its own
-        if isinstance(source, ChunkedSource):
-            place = f": chunk {index} in {source.chunk_name(index)} is damaged"
-        else:
-            assert source.chunks is not None
-            extent = zip(index, source.chunks, source.shape, strict=True)
-            place = f" at {describe_box(tuple(slice(i * c, min((i + 1) * c, n)) for i, c, n in extent))}"
-        raise InputError(f"{source.name} cannot be read{place}: {reason(error)}") from error
+    def check_still_there(self) -> None:
+        if not any(os.path.exists(os.path.join(self.folder, name)) for name in METADATA):
+            raise InputError(
+                f"{self.name} cannot be read: {self.folder} held an array when it was opened, and no longer does"
+            )
 
 
 def read_file(path: str, name: str, offset: int = 0, size: int = -1, most: int | None = None) -> bytes | None:

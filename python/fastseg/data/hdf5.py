@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastseg.data.hdf5_chunks import StoredChunk, StoredChunks, stored_chunks
+from fastseg.data.hdf5_chunks import StoredChunks, stored_chunks
 from fastseg.data.sources import (
     Slices,
     Source,
@@ -80,33 +80,13 @@ class Hdf5Source(Source):
                 f"{self.name} cannot be read at {describe_box(slices)}: {reason(error)}"
             ) from error
 
-    def offers_chunks(self) -> bool:
-        return self._chunks() is not None
-
-    def chunk_bytes(self, index: tuple[int, ...]) -> StoredChunk | None:
-        """The chunk at ``index`` of the chunk grid as stored, None if it was never written. Takes no lock."""
-        stored = self._chunks()
-        assert stored is not None, "only where offers_chunks()"
-        return stored.read(index)
-
-    def decode(self, data: StoredChunk | None) -> np.ndarray:
-        """The array of a whole chunk, also at the border; of fill values for None. Takes no lock."""
-        stored = self._chunks()
-        assert stored is not None, "only where offers_chunks()"
-        return stored.decode(data)
-
-    def load_chunks(self, indices: list[tuple[int, ...]]) -> list[np.ndarray | bool | None]:
-        """As ``decode(chunk_bytes(index))`` of each, but None where it is absent and False where this way fails."""
-        stored = self._chunks()
-        assert stored is not None, "only where offers_chunks()"
-        return stored.load(indices)
-
-    def _chunks(self) -> StoredChunks | None:
+    def chunk_reader(self) -> StoredChunks | None:
+        """Where each chunk lies is looked up once in each process."""
         found = self._stored
         if found is None or found[0] != os.getpid():
             with self.handle() as file, self._lock:
                 if self._stored is None or self._stored[0] != os.getpid():
-                    self._stored = (os.getpid(), stored_chunks(self._array(file)))
+                    self._stored = (os.getpid(), stored_chunks(self.name, self._array(file)))
                 found = self._stored
         return found[1]
 

@@ -12,14 +12,14 @@ import itertools
 import math
 import os
 from array import array
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from fastseg import _C
+from fastseg.data.chunks import ChunkReader, read_file
 from fastseg.data.codecs import stored_bytes
-from fastseg.data.native_codecs import ChunkFormat
-from fastseg.data.open_files import OpenFile
+from fastseg.data.native_codecs import ChunkLayout
 
 _DEFLATE, _SHUFFLE, _FLETCHER32, _LZF = 1, 2, 3, 32000
 # Those without which, but for the shuffle, a chunk is read in one call.
@@ -27,102 +27,57 @@ _CODECS = {(): "none", (_DEFLATE,): "zlib"}
 _ORDER = {_SHUFFLE: 0, _DEFLATE: 1, _LZF: 1, _FLETCHER32: 2}
 
 
-class StoredChunk(NamedTuple):
-    """A chunk as the file holds it; bit i of ``skipped`` is set where filter i of the dataset was not applied."""
-
-    data: bytes
-    skipped: int
-
-
-class _ByteFile(OpenFile):
-    def __init__(self, path: str) -> None:
-        super().__init__()
-        self.path = path
-
-    def open(self) -> Any:
-        return open(self.path, "rb", buffering=0)
-
-
-class StoredChunks:
+class StoredChunks(ChunkReader):
     """The chunks of one dataset that were ever written. Takes 24 bytes of memory for each, whatever the shape."""
 
-    def __init__(self, dataset: Any, filters: list[int]) -> None:
-        self.filters, self.chunks = filters, dataset.chunks
-        self.dtype, self.fill = dataset.dtype, dataset.fillvalue
-        self.bytes = int(np.prod(self.chunks)) * self.dtype.itemsize
-        self.file = _ByteFile(dataset.file.filename)
-        self.grid = _grid(dataset)
-        self.steps = np.array([math.prod(self.grid[axis + 1 :]) for axis in range(len(self.grid))], np.int64)
+    def __init__(self, name: str, dataset: Any, filters: list[int]) -> None:
+        self.name, self.shape, self.chunks = name, dataset.shape, dataset.chunks
+        self.filters, self.dtype = filters, dataset.dtype
+        self.bytes = int(np.prod(dataset.chunks)) * self.dtype.itemsize
+        self.path = dataset.file.filename
+        grid = _grid(dataset)
+        self.steps = steps = [math.prod(grid[axis + 1 :]) for axis in range(len(grid))]
         shuffled = self.dtype.itemsize if _SHUFFLE in filters and self.dtype.itemsize > 1 else 0
         codec = _CODECS.get(tuple(f for f in filters if f != _SHUFFLE), "")
-        most = stored_bytes(self.bytes)
-        self.format = ChunkFormat(self.dtype, self.chunks, codec, most, shuffled)
+        most, fill = stored_bytes(self.bytes), dataset.fillvalue
+        self.stored = ChunkLayout(name, self.dtype, dataset.chunks, fill, codec, most, shuffled)
         numbers, offsets, sizes, skipped = array("q"), array("q"), array("I"), array("I")
 
         def note(chunk: Any) -> None:
-            index = tuple(o // c for o, c in zip(chunk.chunk_offset, self.chunks, strict=True))
-            numbers.append(self._number(index))
+            index = (o // c for o, c in zip(chunk.chunk_offset, dataset.chunks, strict=True))
+            numbers.append(sum(i * n for i, n in zip(index, steps, strict=True)))
             offsets.append(chunk.byte_offset)
             sizes.append(chunk.size)
             skipped.append(chunk.filter_mask)
 
         dataset.id.chunk_iter(note)
         order = np.argsort(np.array(numbers), kind="stable")
-        self.numbers, self.offsets, self.sizes, self.skipped = (
-            np.array(column)[order] for column in (numbers, offsets, sizes, skipped)
-        )
+        table = [np.array(column)[order] for column in (numbers, offsets, sizes, skipped)]
+        self.numbers, self.offsets, self.sizes, self.skipped = table
+        self.stored.set_table(os.fsencode(self.path), steps, *table)
 
-    def read(self, index: tuple[int, ...]) -> StoredChunk | None:
-        number = self._number(index)
+    def fetch(self, index: tuple[int, ...]) -> np.ndarray | None:
+        number = sum(i * n for i, n in zip(index, self.steps, strict=True))
         at = int(np.searchsorted(self.numbers, number))
         if at == len(self.numbers) or self.numbers[at] != number:
             return None
         offset, size = int(self.offsets[at]), int(self.sizes[at])
-        with self.file.handle() as file:
-            # Sizes come from files that may be damaged: never more than there is.
-            data = os.pread(file.fileno(), min(size, os.fstat(file.fileno()).st_size), offset)
+        data: Any = read_file(self.path, self.name, offset, size)
+        if data is None:
+            raise OSError(f"{self.path} is no longer there")
         if len(data) != size:
             raise OSError(
                 f"the file ends within a chunk: {size} bytes from {offset} expected, got {len(data)}"
             )
-        return StoredChunk(data, int(self.skipped[at]))
-
-    def load(self, indices: list[tuple[int, ...]]) -> list[np.ndarray | bool | None]:
-        """Chunks of the grid decoded in one call: None was never written, False is left to ``decode``."""
-        if not self.format.known or not len(self.numbers):
-            return [False if len(self.numbers) else None] * len(indices)
-        numbers = np.array(indices) @ self.steps
-        at = np.minimum(np.searchsorted(self.numbers, numbers), len(self.numbers) - 1)
-        there = self.numbers[at] == numbers
-        # Those to which not every filter was applied are left: a size of 0 fails.
-        sizes = np.where(self.skipped[at] == 0, self.sizes[at], 0)
-        with self.file.handle() as file:
-            places = self.offsets[at[there]].tolist(), sizes[there].tolist()
-            found = iter(self.format.read(*places, open_file=file.fileno()))
-        return [next(found) if is_there else None for is_there in there.tolist()]
-
-    def _number(self, index: tuple[int, ...]) -> int:
-        """In C order within the grid of chunks."""
-        number = 0
-        for i, n in zip(index, self.grid, strict=True):
-            if not 0 <= i < n:
-                raise IndexError(f"chunk {index} is outside the grid {self.grid} of the dataset's chunks")
-            number = number * n + i
-        return number
-
-    def decode(self, stored: StoredChunk | None) -> np.ndarray:
-        if stored is None:
-            return np.full(self.chunks, self.fill, self.dtype)
-        data: Any = stored.data
         for place in reversed(range(len(self.filters))):
-            if not stored.skipped >> place & 1:
+            if not self.skipped[at] >> place & 1:
                 data = _undo(self.filters[place], data, self.bytes, self.dtype.itemsize)
         if len(data) != self.bytes:
             raise ValueError(f"a chunk must hold {self.bytes} bytes, got {len(data)}")
         return np.frombuffer(data, self.dtype).reshape(self.chunks)
 
 
-def stored_chunks(dataset: Any) -> StoredChunks | None:
+def stored_chunks(name: str, dataset: Any) -> StoredChunks | None:
     """None where only the library can read the dataset."""
     chunks = dataset.chunks
     if chunks is None or dataset.dtype.kind not in "buif" or not hasattr(dataset.id, "chunk_iter"):
@@ -137,7 +92,7 @@ def stored_chunks(dataset: Any) -> StoredChunks | None:
     ranks = [_ORDER.get(code, -1) for code in filters]
     if -1 in ranks or any(b <= a for a, b in itertools.pairwise(ranks)):
         return None
-    return StoredChunks(dataset, filters)
+    return StoredChunks(name, dataset, filters)
 
 
 def _grid(dataset: Any) -> tuple[int, ...]:

@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from fastseg.data.cache import ChunkCache
+from fastseg.data.chunks import ChunkedSource
 from fastseg.data.czi import CZI_SUFFIXES
 from fastseg.data.hdf5 import HDF5_SUFFIXES
 from fastseg.data.imaris import IMARIS_SUFFIXES
 from fastseg.data.lif import LIF_SUFFIXES
 from fastseg.data.mrc import MRC_SUFFIXES
+from fastseg.data.native_codecs import ChunkLayout
 from fastseg.data.nd2 import ND2_SUFFIXES
 from fastseg.data.nifti import NIFTI_SUFFIXES
-from fastseg.data.sources import Slices, Source, reason
+from fastseg.data.sources import reason
 from fastseg.data.tiff import TIFF_SUFFIXES, TiffSource
 from fastseg.errors import InputError
 
@@ -35,19 +36,19 @@ STACK_SUFFIXES = (
     ".npy",
 )
 
-_CACHE_BYTES = 256 << 20
-
 # Pillow warns of images of so many pixels, and refuses those of twice as many, as uploads of strangers.
 _MOST_OF_PILLOW = 1 << 26
 _MOST_PIXELS = 1 << 32
 
 
-class FolderSource(Source):
+class FolderSource(ChunkedSource):
     """Images of one size as the slices of a stack, in natural order of their names (z2 before z10).
 
     paths: the images, by default all that ``pattern`` matches. axes: those of a TIFF, where it states none or others.
     ids: of palette images the numbers in the palette, not the colours.
     """
+
+    cache_bytes = 256 << 20
 
     def __init__(
         self, pattern: str, paths: list[str] | None = None, *, axes: str | None = None, ids: bool = False
@@ -56,31 +57,22 @@ class FolderSource(Source):
         self.name = self.path = pattern
         self.paths = image_paths(pattern) if paths is None else paths
         self._axes_of_files, self._ids = axes, ids
-        self._cache = ChunkCache(_CACHE_BYTES)
         first = self._decode(self.paths[0])
         self.slice_shape, self.dtype = first.shape, first.dtype
         self.shape = (len(self.paths), *first.shape)
         self.axes = "zyxc" if first.ndim == 3 else "zyx"
         self.chunks = (1, *first.shape)
+        self.stored = ChunkLayout(f"{pattern}, {axes}, {ids}", self.dtype, self.chunks)
 
-    def open(self) -> Any:
-        return True
-
-    def read(self, slices: Slices) -> np.ndarray:
-        rows = range(*slices[0].indices(self.shape[0]))
-        out = np.empty((len(rows), *(s.stop - s.start for s in slices[1:])), self.dtype)
-        for position, row in enumerate(rows):
-            out[position] = self._cache.get(row, lambda r=row: self._checked(self.paths[r]))[slices[1:]]
-        return out
-
-    def _checked(self, path: str) -> np.ndarray:
+    def fetch(self, index: tuple[int, ...]) -> np.ndarray:
+        path = self.paths[index[0]]
         image = self._decode(path)
         if image.shape != self.slice_shape or image.dtype != self.dtype:
             raise InputError(
                 f"{path} must be {self.slice_shape} {self.dtype} like {self.paths[0]}, got {image.shape} "
                 f"{image.dtype}; give images of another size an entry of their own"
             )
-        return image
+        return image[None]
 
     def _decode(self, path: str) -> np.ndarray:
         if path.lower().endswith(STACK_SUFFIXES):

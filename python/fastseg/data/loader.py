@@ -65,10 +65,10 @@ class PatchLoader(PatchSource):
 
     Threads read patches straight into ``threads + 2`` reused buffers of a batch each, pinned with ``pin_memory``:
     at most ``threads + 1`` batches are read ahead, one is in use; more are made for a user who keeps more. Chunks are
-    fetched as stored and decoded outside any lock where the source offers them (``chunks.py``); the last
-    ``cache_bytes`` of decoded ones are kept for the patches that follow. So the memory is ``memory_bytes``
+    read and decoded outside any lock (``chunks.py``); the last ``cache_bytes`` of decoded ones, of all volumes, are
+    kept for the patches that follow. So the memory is ``memory_bytes``
     whatever the size of the volumes, plus for each thread the chunks that it copies from, 8 MiB or one chunk at most,
-    and 16 bytes for each chunk of an HDF5 file.
+    and 24 bytes for each chunk of an HDF5 file.
 
     sampler: places patches for the whole batch of all processes; ``places`` are those of this process, by default
     all: ``range(rank * n, rank * n + n)`` for n patches a process. margin: voxels to read beyond the patch on

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from fastseg.data import codecs
-from fastseg.data.chunks import ChunkedSource, read_file
-from fastseg.data.native_codecs import ChunkFormat
+from fastseg.data.chunks import FolderOfChunks, read_file
+from fastseg.data.native_codecs import ChunkLayout
 from fastseg.data.sources import MICROMETRES, attribute_voxel_size, guess_axes, listing, reason
 from fastseg.errors import InputError
 
@@ -28,9 +28,7 @@ _DTYPES = ["uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int
 _MOST_GROUPS = 200
 
 
-class N5Source(ChunkedSource):
-    fill = 0
-
+class N5Source(FolderOfChunks):
     def __init__(self, path: str, dataset: str | None = None) -> None:
         super().__init__()
         self.path = path
@@ -60,17 +58,11 @@ class N5Source(ChunkedSource):
     def chunk_name(self, index: tuple[int, ...]) -> str:
         return "/".join((self.folder, *map(str, reversed(index))))
 
-    def chunk_bytes(self, index: tuple[int, ...]) -> bytes | None:
-        return read_file(self.chunk_name(index), self.name, most=self._format.most_stored)
+    def fetch(self, index: tuple[int, ...]) -> np.ndarray | None:
+        data = read_file(self.chunk_name(index), self.name, most=self._most_stored)
+        return None if data is None else self._undo(data)
 
-    def load_chunks(self, indices: list[tuple[int, ...]]) -> list[np.ndarray | bool | None]:
-        """Of whole blocks; those at the border are smaller, and state it."""
-        if not self._format.known:
-            return super().load_chunks(indices)
-        count = len(indices)
-        return self._format.read([0] * count, [-1] * count, [self.chunk_name(index) for index in indices])
-
-    def undo(self, data: bytes) -> np.ndarray:
+    def _undo(self, data: bytes) -> np.ndarray:
         """A block: mode and number of axes (2 bytes each), its size (4 bytes an axis), the values, big-endian."""
         ndim = len(self.shape)
         mode, stated = (int.from_bytes(data[at : at + 2], "big") for at in (0, 2))
@@ -106,9 +98,13 @@ class N5Source(ChunkedSource):
                 f"{self.name}: N5 compression {kind} is not supported; supported are {', '.join(_CODECS)}"
             )
         self._codec = _CODECS[kind]
-        whole = codecs.stored_bytes(self.dtype.itemsize * math.prod(self.chunks))
+        self._most_stored = codecs.stored_bytes(self.dtype.itemsize * math.prod(self.chunks))
         header = struct.pack(f">HH{len(self.shape)}I", 0, len(self.shape), *reversed(self.chunks))
-        self._format = ChunkFormat(self.dtype, self.chunks, self._codec or "none", whole, header=header)
+        # Of whole blocks; those at the border are smaller, and state it.
+        codec = self._codec or "none"
+        files = (self.folder + "/", "/", True)
+        how = (self.dtype, self.chunks, 0, codec, self._most_stored)
+        self.stored = ChunkLayout(self.name, *how, header=header, files=files)
         axes = "".join(str(axis).lower() for axis in reversed(attributes.get("axes") or ()))
         self.axes = axes if len(axes) == len(self.shape) else guess_axes(len(self.shape))
         self.voxel_size = self._voxel_size(attributes)

@@ -1,22 +1,24 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Chunks read and decoded in one call in C++, many at a time, by the C functions behind imagecodecs and numcodecs.
+"""Chunks that C++ reads and decodes, many in one call, by the C functions behind imagecodecs and numcodecs.
 
 Through these packages every chunk costs Python some steps under its lock, which take as long as a fast codec. Their
 libraries are found by their symbols. Where a package does not show them, or where a chunk is not plainly as it should
-be, the caller decodes by ``codecs.py``, which says what is wrong.
+be, the reader decodes by ``codecs.py``, which says what is wrong.
 """
 
 from __future__ import annotations
 
 import ctypes
 import importlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
 from functools import cache
+from typing import Any
 
 import numpy as np
 
 from fastseg import _C
+
+ABSENT = -2  # the size of a chunk that was never written
 
 _ZSTD = ("ZSTD_createDCtx", "ZSTD_freeDCtx", "ZSTD_decompressDCtx")
 _DEFLATE = ("alloc_decompressor", "free_decompressor", "zlib_decompress_ex", "gzip_decompress_ex")
@@ -31,28 +33,39 @@ _LIBRARIES = {
 _LIBRARY_OF = {"zlib": "deflate", "gzip": "deflate", "zstd": "zstd", "blosc": "blosc"}
 
 
-@dataclass(frozen=True)
-class ChunkFormat:
-    """How every chunk of an array is stored: a header, the same for all, and one codec over bytes that may be shuffled,
-    a number's ``shuffled_bytes`` apart (0: not). most_stored: bytes that a chunk may take."""
+class ChunkLayout(_C.ChunkLayout):
+    """What the chunks of an array are, and how they are stored: a header, the same for all, and one codec over bytes
+    that may be shuffled, a number's ``shuffled_bytes`` apart (0: not). Python decodes where there is no codec, or one
+    that C++ does not know. most_stored: bytes that a chunk may take. order: which axis each axis of a stored chunk is.
 
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    codec: str
-    most_stored: int
-    shuffled_bytes: int = 0
-    header: bytes = b""
+    files: what the names of chunks' files begin with, what stands between the numbers of their place in the grid, and
+    whether the last axis comes first; otherwise ``set_table`` or the reader says where they are. Arrays of one name
+    share their chunks in a cache.
+    """
 
-    @property
-    def known(self) -> bool:
-        return self.codec == "none" or (self.codec in _LIBRARY_OF and _found(_LIBRARY_OF[self.codec]))
+    def __init__(
+        self,
+        name: str,
+        dtype: np.dtype,
+        chunks: tuple[int, ...],
+        fill: Any = 0,
+        codec: str = "",
+        most_stored: int = 0,
+        shuffled_bytes: int = 0,
+        header: bytes = b"",
+        order: tuple[int, ...] = (),
+        files: tuple[str, str, bool] | None = None,
+    ) -> None:
+        how = (codec, most_stored, shuffled_bytes, header, order, files)
+        self._arguments = (name, dtype, chunks, fill, *how)
+        if codec != "none" and not (codec in _LIBRARY_OF and _found(_LIBRARY_OF[codec])):
+            codec = ""
+        names = (os.fsencode(files[0]), *files[1:]) if files else None
+        how = (codec, most_stored, shuffled_bytes, header, order, names)
+        super().__init__(name, dtype, chunks, np.full(1, fill, dtype), *how)
 
-    def read(
-        self, offsets: Sequence[int], sizes: Sequence[int], files: Sequence[str] = (), open_file: int = -1
-    ) -> list[np.ndarray | bool | None]:
-        """Chunks at offsets of files of their own, or of one that is open; None: no such file, False: not decoded."""
-        options = (self.codec, self.shuffled_bytes, self.header, self.most_stored, self.dtype, self.shape)
-        return _C.read_chunks(files, open_file, offsets, sizes, *options)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ChunkLayout, self._arguments
 
 
 @cache

@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from fastseg.data.cache import ChunkCache
-from fastseg.data.sources import Slices, Source, describe_box, reason
+from fastseg.data.chunks import ChunkedSource
+from fastseg.data.native_codecs import ChunkLayout
+from fastseg.data.sources import reason
 from fastseg.errors import InputError
 
-_CACHE_BYTES = 256 << 20
 
-
-class PlanesSource(Source):
+class PlanesSource(ChunkedSource):
     """A source whose axes from y on, mostly ``yx`` or ``yxc``, are planes that ``plane`` reads, one thread at a time;
     those read last stay in memory. ``kind`` is the format's name in errors."""
 
     kind: str
+    cache_bytes = 256 << 20
 
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class PlanesSource(Source):
             ) from error
         self.within = len(self.axes) - self.axes.index("y")
         self.chunks = (1,) * (len(self.shape) - self.within) + self.shape[-self.within :]
-        self._cache = ChunkCache(_CACHE_BYTES)
+        self.stored = ChunkLayout(path, self.dtype, self.chunks)
 
     def after_fork(self) -> None:
         super().after_fork()
@@ -53,23 +53,11 @@ class PlanesSource(Source):
         """The plane at ``index``, a number for each axis before y."""
         raise NotImplementedError
 
-    def read(self, slices: Slices) -> np.ndarray:
-        leading, within = slices[: -self.within], slices[-self.within :]
-        out = np.empty([s.stop - s.start for s in slices], self.dtype)
-        for place in np.ndindex(out.shape[: -self.within]):
-            index = tuple(s.start + i for s, i in zip(leading, place, strict=True))
-            out[place] = self._cache.get(index, lambda i=index: self._read(i))[within]
-        return out
-
-    def _read(self, index: tuple[int, ...]) -> np.ndarray:
-        try:
-            with self.handle() as file, self._reading:
-                return np.array(self.plane(file, dict(zip(self.axes, index, strict=False))))
-        except InputError:
-            raise
-        except Exception as error:
-            box = describe_box(tuple(slice(i, i + 1) for i in index))
-            raise InputError(f"{self.path} cannot be read at {box}: {reason(error)}") from error
+    def fetch(self, index: tuple[int, ...]) -> np.ndarray:
+        leading = len(self.shape) - self.within
+        with self.handle() as file, self._reading:
+            plane = np.array(self.plane(file, dict(zip(self.axes, index[:leading], strict=False))))
+        return plane[(None,) * leading]
 
 
 def chosen(path: str, wanted: str | None, names: Sequence[str]) -> int:

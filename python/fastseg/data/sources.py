@@ -10,13 +10,16 @@ nifti.py, mrc.py, imaris.py, czi.py, lif.py and nd2.py; .npy is here.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastseg import _C
 from fastseg.data.open_files import OpenFile
 from fastseg.errors import InputError
+
+if TYPE_CHECKING:
+    from fastseg.data.chunks import ChunkReader
 
 # Units as files spell them; an axis without a unit has no size.
 MICROMETRES = {
@@ -43,6 +46,10 @@ class Source(OpenFile):
     voxel_size: tuple[float, float, float] | None = None  # micrometres, z y x
     channel_names: tuple[str, ...] = ()  # where the file states them, one per channel
     alpha: bool = False  # whether the last channel is transparency, which no volume shows
+
+    def chunk_reader(self) -> ChunkReader | None:
+        """What reads single chunks; None where the file alone knows how."""
+        return None
 
     def read(self, slices: Slices) -> np.ndarray:
         """The box ``slices`` of the file, one slice of step 1 per axis."""

@@ -6,43 +6,42 @@ Reading goes around tifffile's file handle, so that threads neither wait for one
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import re
 import threading
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from fastseg import _C
-from fastseg.data.cache import ChunkCache
-from fastseg.data.chunks import read_file
+from fastseg.data.chunks import ChunkedSource, ChunkReader, read_file
 from fastseg.data.codecs import stored_bytes
-from fastseg.data.sources import MICROMETRES, Slices, Source, describe_box, guess_axes, reason
+from fastseg.data.native_codecs import ChunkLayout
+from fastseg.data.sources import MICROMETRES, Slices, describe_box, guess_axes, reason
 from fastseg.errors import InputError
 
 TIFF_SUFFIXES = (".tif", ".tiff", ".tf8", ".btf", ".svs", ".ndpi")  # slides
 
-_CACHE_BYTES = 256 << 20
 _MOST_PLANES = 10_000_000
 _JPEG = (6, 7, 33007, 34892)
 
 
-class TiffSource(Source):
+class TiffSource(ChunkedSource):
+    cache_bytes = 256 << 20
+
     def __init__(self, path: str) -> None:
         super().__init__()
         self.name = self.path = path
         try:
             with self.handle() as file:
                 self._describe(file)
+            self.stored = ChunkLayout(path, self.dtype, self.chunks or self.shape)
         except InputError:
             raise
         except Exception as error:  # damaged tags raise whatever tifffile stumbles over
             raise InputError(f"{path} cannot be opened as TIFF: {reason(error)}") from error
-        self._cache = ChunkCache(_CACHE_BYTES)
 
     def after_fork(self) -> None:
         super().after_fork()
@@ -111,56 +110,45 @@ class TiffSource(Source):
             raise InputError(f"{self.path} cannot be opened as TIFF: {complaints.messages[0]}")
         return file
 
-    def read(self, slices: Slices) -> np.ndarray:
-        out = np.empty([s.stop - s.start for s in slices], self.dtype.newbyteorder("="))
-        self.read_into(slices, out)
-        return out
+    def chunk_reader(self) -> ChunkReader | None:
+        return None if self.mapped else self
 
     def read_into(self, slices: Slices, out: np.ndarray) -> None:
+        if not self.mapped:
+            return super().read_into(slices, out)
         try:
             with self.handle() as file:
-                self._read(file, slices, out)
-        except InputError:
-            raise
-        except Exception as error:  # each compression fails in its own way
+                series = file.series[0]
+                stored = series.dtype.newbyteorder(file.byteorder)  # the series states the native order
+                array = np.memmap(self.path, stored, "r", series.dataoffset, self.shape)
+        except Exception as error:  # damaged tags raise whatever tifffile stumbles over
             raise InputError(
                 f"{self.path} cannot be read at {describe_box(slices)}: {reason(error)}"
             ) from error
+        _C.copy_boxes(out, [array], [tuple(-s.start for s in slices)])
 
-    def _read(self, file: Any, slices: Slices, out: np.ndarray) -> None:
-        series = file.series[0]
-        if self.mapped:
-            stored = series.dtype.newbyteorder(file.byteorder)  # the series states the native order
-            array = np.memmap(self.path, stored, "r", series.dataoffset, self.shape)
-            _C.copy_boxes(out, [array], [tuple(-s.start for s in slices)])
-            return
-        if not self.is_paged:
-            out[...] = self._cache.get("series", series.asarray)[slices]
-            return
-        leading, within = self.shape[: -self.page_axes], slices[-self.page_axes :]
-        ranges = [range(s.start, s.stop) for s in slices[: -self.page_axes]]
-        for position in np.ndindex(*map(len, ranges)):
-            index = [r[i] for r, i in zip(ranges, position, strict=True)]
-            page = int(np.ravel_multi_index(index, leading)) if index else 0
-            self._read_page(series, page, within, out[position])
-
-    def _read_page(self, series: Any, number: int, box: Slices, out: np.ndarray) -> None:
-        with self._pages_lock:
-            page = series.pages[number]
-        if page is None:  # an OME-TIFF may leave planes out
-            out[...] = 0
-            return
-        if self.places is None:
-            out[...] = self._cache.get(number, page.asarray)[box]
-            return
-        ranges = [slice(0, n) for n in page.keyframe.shaped]
-        for place, part in zip(self.places, box, strict=True):
-            ranges[place] = part
-        view = out[tuple(slice(None) if place in self.places else None for place in range(5))]
-        for segment, start in _touched(page.keyframe, ranges):
-            data = self._cache.get((number, segment), lambda p=page, s=segment: self._decode(p, s))
-            place = tuple(low - part.start for low, part in zip(start, ranges, strict=True))
-            _C.copy_boxes(view, [data[None].astype(self.dtype, copy=False)], [place])
+    def fetch(self, index: tuple[int, ...]) -> np.ndarray | None:
+        """A strip or tile, a page, or the whole series; None for a plane that an OME-TIFF leaves out."""
+        with self.handle() as file:
+            series = file.series[0]
+            if not self.is_paged:
+                return series.asarray().reshape(self.shape)
+            leading = len(self.shape) - self.page_axes
+            number = int(np.ravel_multi_index(index[:leading], self.shape[:leading])) if leading else 0
+            with self._pages_lock:
+                page = series.pages[number]
+            if page is None:
+                return None
+            if self.places is None:
+                data = page.asarray()
+            else:
+                segment, extent = 0, _segment_shape(page.keyframe)
+                at = dict(zip(self.places, index[leading:], strict=True))
+                for place, (size, part) in enumerate(zip(page.keyframe.shaped, extent, strict=True)):
+                    segment = segment * -(-size // part) + at.get(place, 0)
+                data = self._decode(page, segment)[None]
+                data = data[tuple(slice(None) if place in at else 0 for place in range(5))]
+            return data[(None,) * leading].astype(self.dtype, copy=False)
 
     def _decode(self, page: Any, segment: int) -> np.ndarray:
         """A strip or tile as (depth, rows, columns, samples)."""
@@ -189,19 +177,6 @@ def _segment_shape(page: Any) -> tuple[int, int, int, int, int]:
     if page.is_tiled:
         return (1, page.tiledepth, page.tilelength, page.tilewidth, samples)
     return (1, 1, page.rowsperstrip, page.shaped[3], samples)
-
-
-def _touched(page: Any, ranges: list[slice]) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """(number, start) of the strips or tiles that a box in five axes touches."""
-    extent = _segment_shape(page)
-    counts = [-(-n // e) for n, e in zip(page.shaped, extent, strict=True)]
-    for index in itertools.product(
-        *(range(r.start // e, -(-r.stop // e)) for r, e in zip(ranges, extent, strict=True))
-    ):
-        number = 0
-        for i, count in zip(index, counts, strict=True):
-            number = number * count + i
-        yield number, tuple(i * e for i, e in zip(index, extent, strict=True))
 
 
 class _Complaints(logging.Handler):

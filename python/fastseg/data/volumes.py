@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from fastseg.data.cache import ChunkCache
-from fastseg.data.chunks import offers_chunks, read_chunked
 from fastseg.data.czi import CZI_SUFFIXES, CziSource
 from fastseg.data.hdf5 import HDF5_SUFFIXES, Hdf5Source
 from fastseg.data.images import IMAGE_SUFFIXES, MICROSCOPE_SUFFIXES, FolderSource
@@ -119,7 +118,7 @@ class Volume:
         """This volume, its chunks decoded by the reading threads themselves and kept in ``cache``, if they can be."""
         cached = object.__new__(Volume)
         cached.__dict__.update(self.__dict__)
-        cached.cache = cache if offers_chunks(self.source) else None
+        cached.cache = cache if self.source.chunk_reader() is not None else None
         return cached
 
     def read(self, start: Sequence[int], stop: Sequence[int], out: np.ndarray | None = None) -> np.ndarray:
@@ -136,21 +135,19 @@ class Volume:
     def _read(
         self, start: Sequence[int], stop: Sequence[int], channels: slice, out: np.ndarray | None
     ) -> np.ndarray:
-        ranges = {
-            axis: slice(origin + low, origin + high)
-            for axis, origin, low, high in zip("zyx", self.origin, start, stop, strict=True)
-        }
-        ranges["c"], ranges["t"] = channels, slice(0, 1)
-        slices = tuple(ranges[axis] for axis in self.axes)
-        if self.cache is not None or out is not None:
+        low = {axis: o + a for axis, o, a in zip("zyx", self.origin, start, strict=True)}
+        low["c"], low["t"] = channels.start, 0
+        if self.cache is not None and (reader := self.source.chunk_reader()) is not None:
             if out is None:
                 box = (b - a for a, b in zip(start, stop, strict=True))
                 out = np.empty((channels.stop - channels.start, *box), self.dtype)
-            target = self._in_file_axes(out)
-            if self.cache is not None:
-                read_chunked(self.source, slices, target, self.cache)
-            else:
-                self.source.read_into(slices, target)
+            self.cache.read(reader, [low[axis] for axis in self.axes], self._in_file_axes(out))
+            return out
+        high = {axis: o + b for axis, o, b in zip("zyx", self.origin, stop, strict=True)}
+        high["c"], high["t"] = channels.stop, 1
+        slices = tuple(slice(low[axis], high[axis]) for axis in self.axes)
+        if out is not None:
+            self.source.read_into(slices, self._in_file_axes(out))
             return out
         array = self.source.read(slices)
         order = [self.axes.index(axis) for axis in "tczyx" if axis in self.axes]
@@ -165,6 +162,8 @@ class Volume:
 
     def _in_file_axes(self, array: np.ndarray) -> np.ndarray:
         """A view of (channels, z, y, x) with the axes of the file in its order."""
+        if self.axes in ("zyx", "czyx"):  # mostly
+            return array[0] if self.axes == "zyx" else array
         kept = [axis for axis in "tczyx" if axis in self.axes]
         view = array[None][tuple(slice(None) if axis in kept else 0 for axis in "tczyx")]
         return view.transpose([kept.index(axis) for axis in self.axes])

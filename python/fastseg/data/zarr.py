@@ -14,10 +14,11 @@ import numpy as np
 
 from fastseg.data import codecs
 from fastseg.data.cache import ChunkCache
-from fastseg.data.chunks import ChunkedSource, read_file
+from fastseg.data.chunks import ChunkReader, FolderOfChunks, Places, read_file
+from fastseg.data.native_codecs import ABSENT, ChunkLayout
 from fastseg.data.ngff import array_axes, array_voxel_size, choose_array
 from fastseg.data.sources import guess_axes, reason
-from fastseg.data.zarr_metadata import ArrayLayout, parse_array, read_node
+from fastseg.data.zarr_metadata import ArrayLayout, Shard, parse_array, read_node
 from fastseg.errors import InputError
 
 ZARR_SUFFIXES = (".zarr",)
@@ -27,7 +28,7 @@ _INDEX_BYTES = 16 << 20
 _MISSING = 2**64 - 1
 
 
-class ZarrSource(ChunkedSource):
+class ZarrSource(FolderOfChunks):
     """``brain.zarr:/raw``. Of an OME-Zarr image its level (0 is the finest), unless the path names one."""
 
     def __init__(self, path: str, dataset: str | None = None, level: int | None = None) -> None:
@@ -42,6 +43,8 @@ class ZarrSource(ChunkedSource):
             raise InputError(f"{self.name} is no Zarr array")
         try:
             self.layout: ArrayLayout = parse_array(node)
+            self._prefix = f"{self.folder}/{self.layout.prefix}"
+            self.stored = self.layout.stored_as(self.name, self._prefix)
         except InputError as error:
             raise InputError(f"{self.name} cannot be read: {error}") from error
         except Exception as error:  # metadata may be damaged in any way
@@ -49,79 +52,67 @@ class ZarrSource(ChunkedSource):
                 f"{self.name} cannot be read: its metadata are damaged: {reason(error)}"
             ) from error
         self.shape, self.dtype, self.chunks = self.layout.shape, self.layout.dtype, self.layout.chunks
-        self.fill = self.layout.fill
         self.axes = array_axes(node, image, len(self.shape)) or guess_axes(len(self.shape))
         self.voxel_size = array_voxel_size(node, image, self.axes)
         self.channel_names = image.channels if image else ()
-        self._indexes = ChunkCache(_INDEX_BYTES)
+        self._indexes = _ShardIndexes(self, self.layout.shard) if self.layout.shard else None
 
     def chunk_name(self, index: tuple[int, ...]) -> str:
-        return f"{self.folder}/{self.layout.key(self._shard_of(index))}"
-
-    def chunk_bytes(self, index: tuple[int, ...]) -> bytes | None:
-        path = self.chunk_name(index)
-        if self.layout.shard is None:
-            return read_file(path, self.name, most=self.layout.stored_bytes)
-        place = self._place_in_shard(path, index)
-        if place is None:
-            return None
-        offset, size = place
-        is_sane = size <= self.layout.stored_bytes and offset < 2**62
-        data = read_file(path, self.name, offset, size) if is_sane else b""
-        if data is None or len(data) != size or not size:
-            raise InputError(f"{self.name} cannot be read: {path} ends before chunk {index}")
-        return data
-
-    def load_chunks(self, indices: list[tuple[int, ...]]) -> list[np.ndarray | bool | None]:
-        form = self.layout.format
-        if form is None:
-            return super().load_chunks(indices)
-        if self.layout.shard is None:
-            prefix, separator = f"{self.folder}/{self.layout.prefix}", self.layout.separator
-            files = [prefix + separator.join(map(str, index)) for index in indices]
-            found = form.read([0] * len(files), [-1] * len(files), files)
-        else:
-            files = [self.chunk_name(index) for index in indices]
-            places = [self._place_in_shard(*pair) for pair in zip(files, indices, strict=True)]
-            there = [i for i, place in enumerate(places) if place is not None]
-            offsets, sizes = ([min(p[part], 2**62) for p in places if p is not None] for part in (0, 1))
-            found = [None] * len(files)
-            for i, chunk in zip(there, form.read(offsets, sizes, [files[i] for i in there]), strict=True):
-                found[i] = chunk
-        if self.layout.orders:
-            return [self.layout.in_file_axes(c) if isinstance(c, np.ndarray) else c for c in found]
-        return found
-
-    def _place_in_shard(self, path: str, index: tuple[int, ...]) -> tuple[int, int] | None:
-        """Offset and size of a chunk, whatever the shard's index says; None where it is absent."""
-        table = self._indexes.get(self._shard_of(index), lambda: self._shard_index(path))
-        if table is None or not table.size:
-            return None
-        inner = tuple(i % n for i, n in zip(index, table.shape[:-1], strict=True))
-        offset, size = table[inner].tolist()
-        return None if offset == size == _MISSING else (offset, size)
-
-    def undo(self, data: bytes) -> np.ndarray:
-        return self.layout.decode(data)
-
-    def _shard_of(self, index: tuple[int, ...]) -> tuple[int, ...]:
-        if self.layout.shard is None:
-            return index
-        return tuple(i // n for i, n in zip(index, self.layout.shard.counts, strict=True))
-
-    def _shard_index(self, path: str) -> np.ndarray:
-        """(*chunks of the shard, 2): offset and size of each; empty if the shard is absent."""
+        """The file that holds a chunk, mostly with others."""
         shard = self.layout.shard
-        assert shard is not None
-        content: Any = read_file(
-            path, self.name, -shard.index_bytes if shard.index_at_end else 0, shard.index_bytes
-        )
+        return self._prefix + self.layout.separator.join(map(str, shard.of(index) if shard else index))
+
+    def places(self, indices: np.ndarray) -> Places:
+        assert self._indexes is not None, "only of shards"
+        offsets, sizes = self._indexes.read(indices).T
+        absent = (offsets == _MISSING) & (sizes == _MISSING)
+        # Whatever a shard's index says: what no file holds stays so as a signed number.
+        offsets, sizes = (np.minimum(part, 2**62).astype(np.int64) for part in (offsets, sizes))
+        files = [self.chunk_name(index) for index in indices.tolist()]
+        return files, offsets.tolist(), np.where(absent, ABSENT, sizes).tolist()
+
+    def fetch(self, index: tuple[int, ...]) -> np.ndarray | None:
+        path = self.chunk_name(index)
+        if self._indexes is None:
+            data = read_file(path, self.name, most=self.layout.stored_bytes)
+        else:
+            _, (offset,), (size,) = self.places(np.array([index]))
+            if size == ABSENT:
+                return None
+            is_sane = size <= self.layout.stored_bytes and offset < 2**62
+            data = read_file(path, self.name, offset, size) if is_sane else b""
+            if data is None or len(data) != size or not size:
+                raise InputError(f"{self.name} cannot be read: {path} ends before chunk {index}")
+        return None if data is None else self.layout.decode(data)
+
+
+class _ShardIndexes(ChunkReader):
+    """The indexes of all shards as one array: offset and size of each chunk, of which a shard's are a chunk."""
+
+    def __init__(self, source: ZarrSource, shard: Shard) -> None:
+        self.name, self._source, self._shard = source.name, source, shard
+        name = f"{source.name}, index"
+        self.stored = ChunkLayout(name, np.dtype("<u8"), (*shard.counts, 2), _MISSING)
+        self._cache = ChunkCache(_INDEX_BYTES)
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """Offsets and sizes (n, 2) of chunks (n, axes), which lie in one box of few shards."""
+        low = indices.min(0)
+        found = np.empty((*(indices.max(0) + 1 - low), 2), np.uint64)
+        self._cache.read(self, [*low.tolist(), 0], found)
+        return found[tuple((indices - low).T)]
+
+    def fetch(self, index: tuple[int, ...]) -> np.ndarray | None:
+        shard, counts = self._shard, self._shard.counts
+        path = self._source.chunk_name(tuple(i * n for i, n in zip(index, counts, strict=False)))
+        start = -shard.index_bytes if shard.index_at_end else 0
+        content: Any = read_file(path, self.name, start, shard.index_bytes)
         if content is None:
-            return np.empty(0, "<u8")
+            return None
         try:
             if shard.has_checksum:
                 content = codecs.decode("crc32c", {}, content, shard.index_bytes)
-            return codecs.as_array(content, np.dtype("<u8"), (*shard.counts, 2))
+            return codecs.as_array(content, np.dtype("<u8"), (*counts, 2))
         except ValueError as error:
             raise InputError(
                 f"{self.name} cannot be read: {path}: its shard index is damaged: {error}"

@@ -13,13 +13,12 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from fastseg.data import codecs
-from fastseg.data.native_codecs import ChunkFormat
+from fastseg.data.native_codecs import ChunkLayout
 from fastseg.data.sources import reason
 from fastseg.errors import InputError
 
@@ -48,6 +47,9 @@ class Shard:
     def index_bytes(self) -> int:
         return 16 * math.prod(self.counts) + 4 * self.has_checksum
 
+    def of(self, chunk: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(i // n for i, n in zip(chunk, self.counts, strict=True))
+
 
 @dataclass(frozen=True)
 class ArrayLayout:
@@ -64,9 +66,6 @@ class ArrayLayout:
     orders: list[tuple[int, ...]] = field(default_factory=list)
     shard: Shard | None = None
 
-    def key(self, index: tuple[int, ...]) -> str:
-        return self.prefix + self.separator.join(map(str, index))
-
     @property
     def chunk_bytes(self) -> int:
         return self.dtype.itemsize * math.prod(self.chunks)
@@ -77,21 +76,21 @@ class ArrayLayout:
         widened = 8 if any(name == "astype" for name, _ in self.pipeline) else 1
         return codecs.stored_bytes(widened * self.chunk_bytes)
 
-    @cached_property
-    def format(self) -> ChunkFormat | None:
-        """None where a chunk takes more than one codec, or one that Python alone knows."""
-        if len(self.pipeline) > 1:
-            return None
+    def stored_as(self, name: str, prefix: str) -> ChunkLayout:
+        """C++ decodes chunks of one codec, or none."""
         codec = self.pipeline[0][0] if self.pipeline else "none"
-        found = ChunkFormat(self.dtype, self._stored_shape, codec, self.stored_bytes)
-        return found if found.known else None
+        codec = "" if len(self.pipeline) > 1 else codec
+        chunks = (self.dtype, self.chunks, self.fill, codec, self.stored_bytes)
+        files = None if self.shard else (prefix, self.separator, False)
+        return ChunkLayout(name, *chunks, order=self._order, files=files)
 
     @property
-    def _stored_shape(self) -> tuple[int, ...]:
-        shape = self.chunks
+    def _order(self) -> tuple[int, ...]:
+        """Which axis each axis of a stored chunk is."""
+        axes = tuple(range(len(self.chunks)))
         for order in self.orders:
-            shape = tuple(shape[a] for a in order)
-        return shape
+            axes = tuple(axes[a] for a in order)
+        return axes
 
     def decode(self, data: Any) -> np.ndarray:
         size = self.chunk_bytes
@@ -99,13 +98,8 @@ class ArrayLayout:
             is_last = place == 0
             most = size if is_last else self.stored_bytes
             data = codecs.decode(name, settings, data, most, exact=is_last)
-        return self.in_file_axes(codecs.as_array(data, self.dtype, self._stored_shape))
-
-    def in_file_axes(self, array: np.ndarray) -> np.ndarray:
-        """A chunk as it is stored, transposed back."""
-        for order in reversed(self.orders):
-            array = array.transpose(np.argsort(order))
-        return array
+        stored = codecs.as_array(data, self.dtype, tuple(self.chunks[axis] for axis in self._order))
+        return stored.transpose(np.argsort(self._order))
 
 
 def read_node(folder: str) -> Node | None:
