@@ -26,6 +26,7 @@ from fastseg.data import AnnotatedVolume, open_volume
 from fastseg.data.annotations import LabelIndex
 from fastseg.data.intensity import Intensity
 from fastseg.data.loader import PatchLoader
+from fastseg.data.native_codecs import ChunkLayout
 from fastseg.data.patches import PatchSampler, Sampling
 
 SHAPE, CHUNKS, PATCH = (128, 512, 512), (32, 64, 64), (32, 96, 96)
@@ -103,7 +104,9 @@ def rate(path, threads, seconds, sleep=0.0):
     if sleep:
         for volume in (loader.volumes[0].raw, loader.volumes[0].labels):
             reader = volume.source.chunk_reader()
-            reader.places = asleep(reader.places, sleep)
+            # Python decodes, slowly.
+            reader.stored = ChunkLayout("slow " + reader.name, reader.dtype, reader.chunks)
+            reader.fetch = asleep(reader.fetch, sleep)
     batches = loader.batches(0, 10**9)
     for _ in range(threads + 1):
         next(batches)
@@ -114,10 +117,10 @@ def rate(path, threads, seconds, sleep=0.0):
     return count / (time.perf_counter() - begin)
 
 
-def asleep(places, seconds):
-    def slow(indices):
-        time.sleep(seconds * len(indices))
-        return places(indices)
+def asleep(fetch, seconds):
+    def slow(index):
+        time.sleep(seconds)
+        return fetch(index)
 
     return slow
 
