@@ -19,6 +19,12 @@ namespace {
 constexpr int64_t kMostColumnRegions = 512;  // three tables fit a multiprocessor of an H200
 constexpr int64_t kFewestColumnVoxels = 1024, kMostColumnVoxels = 64 * 1024;  // of a range
 
+// Block u has group u % groups, a group of `columns` channels, of range u / groups: the ranges of a sample
+// follow one another. Its sums lie as (num_regions, columns) at u * num_regions * columns.
+struct RangePlan {
+  int64_t columns, groups, partitions, partition_voxels, units;
+};
+
 // Of four labels, in the upper bits of the first.
 constexpr uint32_t kMixed = 0, kSame = 1u << 30, kDistinct = 2u << 30, kClass = 3u << 30;
 
@@ -233,8 +239,7 @@ __global__ void __launch_bounds__(32, resident(kStreams))
 
 constexpr int kSlices = 32;  // of a merge
 
-// A block per 32 entries of a group of channels: a warp adds up every kSlices-th range. Without `counts` of
-// the ranges those of the regions are in results.count already.
+// A block per 32 entries of a group of channels: a warp adds up every kSlices-th range.
 __global__ void __launch_bounds__(32 * kSlices)
     merge_ranges_kernel(RegionLabels in, RangePlan plan, bool mean, const float* sums, const uint32_t* counts,
                         RegionResults results) {
@@ -251,7 +256,7 @@ __global__ void __launch_bounds__(32 * kSlices)
 #pragma unroll 4
     for (int64_t p = first + slice; p < first + plan.partitions; p += kSlices) {
       sum += double(sums[(p * plan.groups + group) * entries + entry]);
-      if (counts) count += counts[p * in.num_regions + region];
+      count += counts[p * in.num_regions + region];
     }
   }
   sum_of[slice][lane] = sum;
@@ -263,12 +268,11 @@ __global__ void __launch_bounds__(32 * kSlices)
     sum += sum_of[s][lane];
     count += count_of[s][lane];
   }
-  if (!counts) count = results.count[row];
   if (results.mean) {  // of no channels there is none
     static_cast<float*>(results.mean)[row * in.channels + channel] =
         float(mean && count > 0 ? sum / double(count) : sum);
   }
-  if (counts && channel == 0) results.count[row] = count;
+  if (channel == 0) results.count[row] = count;
 }
 
 template <class T, int kStreams>
@@ -298,17 +302,12 @@ cudaError_t pool(const RegionLabels& in, const void* values, bool mean, const Re
                                   : launch_columns<T, 32>;
   const cudaError_t status = run(in, features, plan, sums, counts, stream);
   if (status != cudaSuccess) return status;
-  return merge_ranges(in, plan, mean, sums, counts, results, stream);
-}
-
-}  // namespace
-
-cudaError_t merge_ranges(const RegionLabels& in, const RangePlan& plan, bool mean, const float* sums,
-                         const uint32_t* counts, const RegionResults& results, cudaStream_t stream) {
   const int64_t chunks = (in.num_regions * plan.columns + 31) / 32;
   return launch(merge_ranges_kernel, unsigned(in.batch * plan.groups * chunks), 32 * kSlices, 0, stream, in,
                 plan, mean, sums, counts, results);
 }
+
+}  // namespace
 
 bool takes_columns(const RegionLabels& in, const RegionFeatures& features, RegionReduce reduce) {
   return (reduce == RegionReduce::kSum || reduce == RegionReduce::kMean) && !in.channels_last &&

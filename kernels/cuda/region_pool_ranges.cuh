@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What kernels share whose blocks form sums over ranges of voxels and groups of channels.
+// What the kernels of sums and means share.
 #pragma once
 
 #include "region_pool_stats.cuh"
-#include "region_pool_sums.h"
 
 namespace fastseg {
 namespace {
