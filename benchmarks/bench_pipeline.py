@@ -20,6 +20,7 @@ from table import RESULTS, commit, device_file
 
 from fastseg.commands.bench import measure
 from fastseg.data.phantoms import make_phantom
+from fastseg.methods.config import config_type
 from fastseg.train.config import Config
 
 COLUMNS = (
@@ -50,7 +51,7 @@ NETWORKS = {
 def config_of(folder: Path, name: str, how: str, device: str) -> Config:
     dims, settings = NETWORKS[name]
     volume = f"{folder}/phantom.h5"
-    return Config.model_validate(
+    return config_type().model_validate(
         {
             "output": f"{folder}/run",
             **settings,

@@ -21,6 +21,7 @@ from table import append_rows, device_file, latest, read_rows, render
 
 from fastseg.commands.bench import Rates
 from fastseg.commands.bench_prediction import PredictionRates
+from fastseg.methods.registry import method_of
 from fastseg.train.launches import Count
 
 OPTIONS = argparse.Namespace(device="cpu", rounds=3, no_memory=True)
@@ -165,7 +166,11 @@ def test_the_table_of_networks_has_a_row_for_each_and_each_is_a_configuration(tm
 
     def fake(config, seconds):
         seen.append((config.method, config.train.graph, config.train.compile, seconds))
-        predicted = PredictionRates(4.0, 3.0, 8, 0.1, 0.2, Count(30, 40, 0)) if config.segments else None
+        predicted = (
+            PredictionRates(4.0, 3.0, 8, 0.1, 0.2, Count(30, 40, 0))
+            if method_of(config).segments(config)
+            else None
+        )
         return config, Rates(9.0, 8.0, 7.0, 8, Count(100, 200, 0), None), predicted, "cpu"
 
     monkeypatch.setattr(bench_pipeline, "measure", fake)

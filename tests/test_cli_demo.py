@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fastseg.commands import demo
+from fastseg.methods.config_file import load_config
 from fastseg.methods.registry import train
-from fastseg.train.config_file import load_config
 from tests.project import fastseg
 
 

@@ -18,8 +18,9 @@ import typer
 import yaml
 
 from fastseg.cli import app
-from fastseg.train.config import METHOD_SECTIONS, Config
-from fastseg.train.config_file import load_config, parse_config
+from fastseg.methods.config import config_type
+from fastseg.methods.config_file import load_config, parse_config
+from fastseg.methods.registry import METHODS
 from tests.pages import ROOT, TUTORIAL, blocks, each_page, name_of
 from tests.project import fastseg
 
@@ -63,7 +64,7 @@ def test_yaml_blocks_are_configurations(page: Path) -> None:
     for _, block in blocks(page, "yaml"):
         values = yaml.safe_load(block)
         values.setdefault("output", "run")
-        if page.stem in METHOD_SECTIONS:
+        if page.stem in METHODS:
             values.setdefault("method", page.stem)
         data = values.setdefault("data", {})
         data.setdefault("train", [{"raw": "brain.h5:/raw"}])
@@ -101,7 +102,7 @@ def test_the_site_has_every_key_and_command() -> None:
     """The pages made from code, and the comments of the template in their place."""
     pages = runpy.run_path(str(ROOT / "docs/_site/pages.py"))
     configuration, command_line = pages["configuration"](), pages["command_line"]()
-    for name, section, _ in pages["_sections"](Config):
+    for name, section, _ in pages["_sections"](config_type()):
         part = configuration.partition(f"\n## {name or 'The run'}\n")[2].partition("\n## ")[0]
         for key, field in section.model_fields.items():
             if pages["_section_of"](field.annotation) is None:

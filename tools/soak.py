@@ -70,7 +70,7 @@ def one_round(folder: str, resident: bool, device: str) -> None:
     """Train, predict, evaluate, and remove it all."""
     from fastseg.commands.infer import evaluate_run, predict_run
     from fastseg.commands.report import train_and_report
-    from fastseg.train.config_file import load_config
+    from fastseg.methods.config_file import load_config
 
     path = os.path.join(folder, "run.yaml")
     with open(path, "w", encoding="utf-8") as file:

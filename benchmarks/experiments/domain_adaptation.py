@@ -29,9 +29,9 @@ from pathlib import Path
 from looks import RecordingChooser, looks_of
 from rows import add, commit, parse, read
 
-from fastseg.methods import supervised
+from fastseg.methods.config_file import parse_config
 from fastseg.methods.registry import train
-from fastseg.train.config_file import parse_config
+from fastseg.methods.supervised import training as supervised
 
 RESULTS = Path(__file__).parents[1] / "results" / "experiments" / "domain_adaptation.csv"
 COLUMNS = ("data", "arm", "seed", "iou_stop", "iou_late", "iou_last", "iou_best", "step_stop", "step_late")

@@ -32,13 +32,13 @@ from rows import add, commit, read
 from scipy.cluster.vq import kmeans2
 
 from fastseg.data import open_volume
+from fastseg.methods.config_file import load_config, parse_config
 from fastseg.methods.inference import tiling_of
-from fastseg.methods.patch_contrast_labelled import maps_predictor
+from fastseg.methods.patch_contrast.labelled import maps_predictor
 from fastseg.methods.registry import build_network, train
 from fastseg.metrics import count_confusion
 from fastseg.morphology import apply_steps
 from fastseg.predict import predict_blocks
-from fastseg.train.config_file import load_config, parse_config
 
 RESULTS = Path(__file__).parents[1] / "results" / "experiments" / "patch_contrast.csv"
 COLUMNS = (

@@ -26,12 +26,12 @@ import torch
 from rows import add, commit, parse, read
 
 from fastseg.data import open_volume
+from fastseg.methods.config_file import load_config, parse_config
 from fastseg.methods.inference import predictor, tiling_of, trained_network
 from fastseg.methods.registry import train
 from fastseg.metrics import count_confusion
 from fastseg.predict import predict_blocks
 from fastseg.train.checkpoint import RunFolder
-from fastseg.train.config_file import load_config, parse_config
 
 RESULTS = Path(__file__).parents[1] / "results" / "experiments" / "region_contrast.csv"
 COLUMNS = (

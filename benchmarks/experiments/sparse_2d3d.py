@@ -23,10 +23,10 @@ from fastseg.commands.infer import evaluate_run, predict_run, prediction_path
 from fastseg.data import open_volume
 from fastseg.data.outputs import ArraySpec, open_output
 from fastseg.data.phantoms import write_phantoms
+from fastseg.methods.config_file import load_config
 from fastseg.methods.registry import train
 from fastseg.surfaces import average_surface_distance, section_dice
 from fastseg.train.checkpoint import RunFolder
-from fastseg.train.config_file import load_config
 
 RESULTS = Path(__file__).parents[1] / "results" / "experiments" / "sparse_2d3d.csv"
 ARMS = {"2d": "2D network", "pseudo": "3D + pseudo-labels", "sparse": "3D, slices only"}

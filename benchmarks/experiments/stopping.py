@@ -27,9 +27,9 @@ from looks import RecordingChooser, looks_of
 from rows import add, commit, parse, read
 from sparse_2d3d import annotated, bin_lucchi, lucchi
 
-from fastseg.methods import supervised
+from fastseg.methods.config_file import parse_config
 from fastseg.methods.registry import train
-from fastseg.train.config_file import parse_config
+from fastseg.methods.supervised import training as supervised
 
 RESULTS = Path(__file__).parents[1] / "results" / "experiments" / "stopping.csv"
 NETWORKS = ("2d", "pseudo")

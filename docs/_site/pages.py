@@ -14,9 +14,10 @@ import yaml
 from pydantic_core import PydanticUndefined
 
 from fastseg.cli import app
-from fastseg.train.config import METHOD_DEFAULTS, Config
+from fastseg.methods.config import config_type
+from fastseg.methods.registry import METHODS
+from fastseg.methods.template import TEMPLATE
 from fastseg.train.section import Section
-from fastseg.train.template import TEMPLATE
 
 _LIKE_TRAIN = ("data.validation", "data.test", "data.target")
 
@@ -29,7 +30,7 @@ def configuration() -> str:
         "Every key of the YAML file, as `fastseg init` writes it; any can be overridden on the command line, as in",
         "`train.steps=500`. Unknown keys are refused with the nearest known one.",
     ]
-    for name, section, chosen in _sections(Config):
+    for name, section, chosen in _sections(config_type()):
         tables += ["", f"## {name or 'The run'}", ""]
         if meanings.get(name):
             tables += [_cell(meanings[name][0].upper() + meanings[name][1:]) + ".", ""]
@@ -45,8 +46,9 @@ def configuration() -> str:
                 meaning = "; ".join(filter(None, ("entries as under data.train", meaning)))
             tables.append(f"| `{key}` | {default} | {_cell(meaning)} |")
     tables += ["", "## What a method changes", "", "| method | key | default |", "|---|---|---|"]
-    for method, defaults in METHOD_DEFAULTS.items():
-        tables += [f"| `{method}` | `{key}` | `{_yaml(value)}` |" for key, value in _flat(defaults, "")]
+    for method in METHODS.values():
+        rows = _flat(method.defaults, "")
+        tables += [f"| `{method.name}` | `{key}` | `{_yaml(value)}` |" for key, value in rows]
     return "\n".join(tables) + "\n"
 
 

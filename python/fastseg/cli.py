@@ -53,8 +53,8 @@ def init(
     ] = 0,
 ) -> None:
     """Write a commented configuration to start from; or, of a folder, one for the images and labels in it."""
-    from fastseg.train.found import write_found
-    from fastseg.train.template import write_template
+    from fastseg.commands.found import write_found
+    from fastseg.methods.template import write_template
 
     if os.path.isdir(path):
         for line in write_found(path, "fastseg.yaml", first):
@@ -91,10 +91,11 @@ def train(
 ) -> None:
     """Train; checkpoints, log, curves and report.html go to the config's output folder."""
     from fastseg.commands.report import train_and_report
+    from fastseg.methods.registry import method_of
 
     settings = _load(config, overrides)
     run = train_and_report(settings, resume=resume)
-    if settings.segments and os.environ.get("RANK", "0") == "0":
+    if method_of(settings).segments(settings) and os.environ.get("RANK", "0") == "0":
         path = shlex.quote(str(run.path))
         if not settings.data.test:
             entry = settings.data.train[0]
@@ -391,7 +392,7 @@ def demo(
 
 
 def _load(config: str, overrides: list[str] | None):
-    from fastseg.train.config_file import load_config
+    from fastseg.methods.config_file import load_config
 
     return load_config(config, overrides or [])
 

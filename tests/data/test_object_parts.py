@@ -14,7 +14,7 @@ import tifffile
 from fastseg.data.cache import ChunkCache
 from fastseg.data.object_parts import PartsVolume
 from fastseg.errors import InputError
-from fastseg.train.config_file import parse_config
+from fastseg.methods.config_file import parse_config
 from fastseg.train.inputs import open_annotated
 from tests.data.scenes import stored
 from tests.project import fastseg

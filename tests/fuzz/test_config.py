@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fastseg.errors import InputError
-from fastseg.train.config_file import dump_config, load_config
+from fastseg.methods.config_file import dump_config, load_config
 from tests.project import CONFIG
 
 ODD = [

@@ -11,17 +11,21 @@ from typing import Any
 
 import pytest
 
-from fastseg.methods import domain_adaptation_restoration, style_transfer
+from fastseg.methods.config_file import load_config
+from fastseg.methods.domain_adaptation import restoration as restoration_module
+from fastseg.methods.domain_adaptation.style import training as style_module
 from fastseg.methods.registry import prepare
 from fastseg.train import stepper as train_stepper
 from fastseg.train import task as train_task
 from fastseg.train.config import Config
-from fastseg.train.config_file import load_config
 from fastseg.train.launches import Count, count
 from fastseg.train.ranks import Ranks
 from fastseg.train.stepper import Stepper
 from fastseg.train.task import Task
-from tests.methods import adaptation, pretraining, styles, tissue
+from tests.methods import tissue
+from tests.methods.domain_adaptation import adaptation
+from tests.methods.domain_adaptation.style import styles
+from tests.methods.region_contrast import pretraining
 from tests.project import make_project
 from tests.train.recorded_graphs import RecordedGraphs
 
@@ -73,7 +77,7 @@ def options(parameters: object, *, capturable: bool = True) -> dict[str, bool]:
 
 def counted(task: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Count]:
     """Of the third step, which finds all that the first made: as it is, and beside the graph that replays the rest."""
-    for module in (train_task, style_transfer, domain_adaptation_restoration):
+    for module in (train_task, style_module, restoration_module):
         monkeypatch.setattr(module, "optimizer_options", options)
     settings = task.config.train
     stepper = Stepper(task.updates(settings), settings, Ranks(), task)

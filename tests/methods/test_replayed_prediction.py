@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastseg.data.volumes import open_volume
 from fastseg.methods import inference
+from fastseg.methods.config import config_type
 from fastseg.methods.inference import replayed, segment
 from fastseg.methods.networks import build_network
 from fastseg.train.config import Config
@@ -34,7 +35,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> RecordedGraphs:
 
 def config_of(graph: str, **predict: Any) -> Config:
     settings = {"overlap": 0.5, "batch": 3, **predict}
-    return Config.model_validate(
+    return config_type().model_validate(
         {
             "output": "run",
             "data": {"train": [{"raw": "volume.npy", "labels": "volume.npy"}], "patch": [8, 16, 16]},

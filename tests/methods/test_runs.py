@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from fastseg.errors import InputError
+from fastseg.methods.config_file import load_config
 from fastseg.methods.runs import require_fresh_or_same
 from fastseg.train.checkpoint import RunFolder
-from fastseg.train.config_file import load_config
 from tests.project import make_project
 
 

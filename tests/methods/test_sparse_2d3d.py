@@ -23,10 +23,10 @@ from fastseg.commands.infer import evaluate_run, predict_run
 from fastseg.data.annotations import AnnotatedVolume, Annotation, index_labels
 from fastseg.data.volumes import open_volume
 from fastseg.errors import InputError
-from fastseg.methods.sparse_2d3d import slices_config
+from fastseg.methods.config_file import load_config
+from fastseg.methods.sparse_2d3d.training import slices_config
 from fastseg.train.checkpoint import RunFolder
 from fastseg.train.config import LossConfig
-from fastseg.train.config_file import load_config
 from fastseg.train.inputs import open_training
 from tests.project import ENVIRONMENT, command, fastseg, make_project
 from tests.train.processes import finish, start

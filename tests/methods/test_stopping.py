@@ -13,11 +13,11 @@ import torch
 
 from fastseg.data.volumes import open_volume
 from fastseg.methods import stopping
+from fastseg.methods.config_file import load_config
 from fastseg.methods.stopping import MorphologyChooser
-from fastseg.methods.supervised import prepare
+from fastseg.methods.supervised.training import prepare
 from fastseg.shapes import object_property
 from fastseg.train.checkpoint import RunFolder
-from fastseg.train.config_file import load_config
 from fastseg.train.ranks import Ranks
 from tests.project import fastseg, make_project
 

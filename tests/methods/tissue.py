@@ -8,8 +8,8 @@ from pathlib import Path
 import imageio.v3 as imageio
 import numpy as np
 
+from fastseg.methods.config_file import load_config
 from fastseg.train.config import Config
-from fastseg.train.config_file import load_config
 
 CONFIG = """\
 method: patch_contrast

@@ -13,8 +13,8 @@ import pytest
 from fastseg.data.resampled import ResampledVolume
 from fastseg.data.volumes import open_volume
 from fastseg.methods import inference
+from fastseg.methods.config_file import load_config
 from fastseg.predict import second_pass
-from fastseg.train.config_file import load_config
 from fastseg.train.inputs import open_annotated
 from tests.project import command, fastseg
 from tests.train.processes import finish, start

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from fastseg.report.pictures import outline
-from tests.methods.pretraining import draw_scene
+from tests.methods.region_contrast.pretraining import draw_scene
 from tests.methods.tissue import scene
 from tests.project import fastseg, make_project
 from tests.report.page import HELD_OUT, SHORT, Page, curves_of, logged, read_page, train

@@ -12,9 +12,9 @@ import yaml
 
 from fastseg.data.annotations import AnnotatedVolume, Annotation
 from fastseg.data.volumes import open_volume
+from fastseg.methods.config_file import load_config
 from fastseg.report.samples import draw_samples, places
 from fastseg.train.checkpoint import RunFolder
-from fastseg.train.config_file import load_config
 from tests.data.scenes import sizes_read, stored
 from tests.project import fastseg, make_project
 

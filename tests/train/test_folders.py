@@ -22,7 +22,9 @@ from tests.project import fastseg
 
 def config_of(folder: Path, raw: str = "images", labels: str | None = "masks", **entry: object) -> Config:
     entry |= {"raw": raw, "labels": labels}
-    return Config(output="run", data={"root": str(folder), "patch": [16, 16], "train": [entry]})
+    return Config(
+        method="supervised", output="run", data={"root": str(folder), "patch": [16, 16], "train": [entry]}
+    )
 
 
 def opened(config: Config) -> list[AnnotatedVolume]:

@@ -14,7 +14,7 @@ from unittest.mock import patch
 import pytest
 
 from fastseg.errors import EXIT_INTERRUPTED
-from fastseg.methods.supervised import SupervisedTask
+from fastseg.methods.supervised.training import SupervisedTask
 from fastseg.train.checkpoint import RunFolder
 from tests.project import ENVIRONMENT, Finished, fastseg, make_project
 from tests.train.processes import ROOT

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastseg.methods.config_file import load_config
 from fastseg.train.checkpoint import RunFolder, load_checkpoint
-from fastseg.train.config_file import load_config
 from tests.project import ENVIRONMENT, command, fastseg, make_project
 
 # Averaged weights, a best validation and a count of those without gain are state that a resumed run needs too.

@@ -10,7 +10,7 @@ import pytest
 
 from fastseg.data.augment import Augmentation
 from fastseg.errors import InputError
-from fastseg.train.config_file import load_config
+from fastseg.methods.config_file import load_config
 from fastseg.train.inputs import augmentation, build_sampler
 from tests.project import fastseg, make_project
 

@@ -14,8 +14,8 @@ import torch
 from fastseg.commands.infer import predict_run
 from fastseg.data.resampled import ResampledVolume
 from fastseg.data.volumes import open_volume
+from fastseg.methods.config_file import load_config
 from fastseg.train.checkpoint import RunFolder
-from fastseg.train.config_file import load_config
 from fastseg.train.inputs import open_training
 from tests.methods.tissue import scene
 from tests.project import fastseg

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from fastseg.cli import main
 from fastseg.data.volumes import open_volume
 from fastseg.errors import InputError
-from fastseg.methods.supervised import SupervisedTask
+from fastseg.methods.config_file import load_config
+from fastseg.methods.supervised.training import SupervisedTask
 from fastseg.nets.batch_norm import synchronise_batch_norm
 from fastseg.nn import MaskedWeightedBCE
 from fastseg.train.checkpoint import RunFolder
 from fastseg.train.config import TrainConfig
-from fastseg.train.config_file import load_config
 from fastseg.train.inputs import open_training
 from fastseg.train.ranks import Ranks, join
 from fastseg.train.task import Task

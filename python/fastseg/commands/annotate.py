@@ -21,11 +21,11 @@ from fastseg.data.annotation_plan import (
 from fastseg.data.slice_choice import highest_slices, spread_slices
 from fastseg.data.volumes import Volume, open_volume
 from fastseg.errors import InputError
+from fastseg.methods.config_file import parse_config
 from fastseg.methods.inference import predictor, tiling_of, trained_network
 from fastseg.methods.uncertainty import SliceUncertainty, measure_uncertainty
 from fastseg.predict import show_progress
 from fastseg.train.checkpoint import RunFolder
-from fastseg.train.config_file import parse_config
 from fastseg.train.device import choose_device
 from fastseg.train.inputs import crop
 from fastseg.train.memory import explaining_out_of_memory

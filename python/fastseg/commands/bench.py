@@ -17,7 +17,7 @@ import torch
 
 import fastseg
 from fastseg.commands.bench_prediction import PredictionRates, measure_prediction
-from fastseg.methods.registry import prepare
+from fastseg.methods.registry import method_of, prepare
 from fastseg.train.checkpoint import write_atomically
 from fastseg.train.config import Config
 from fastseg.train.device import device_name
@@ -57,7 +57,7 @@ def measure(config: Config, seconds: float) -> tuple[Config, Rates, PredictionRa
         config, volumes, task = prepare(config, ranks)
         rates = measure_pipeline(task, config, ranks, seconds)
         predicted = None
-        if config.segments:
+        if method_of(config).segments(config):
             predicted = measure_prediction(config, volumes[0].raw, ranks.device, seconds)
         return config, rates, predicted, f"{ranks.device} ({device_name(ranks.device)})"
 

@@ -17,10 +17,8 @@ from fastseg.data.annotations import AnnotatedVolume, index_labels
 from fastseg.data.loader import PatchLoader
 from fastseg.data.resampled import ResampledVolume
 from fastseg.data.volumes import Volume
-from fastseg.methods.networks import build_network
-from fastseg.methods.registry import prepare
-from fastseg.methods.sparse_2d3d import slices_config
-from fastseg.methods.supervised import describe, suspicious
+from fastseg.methods.registry import method_of, prepare
+from fastseg.methods.supervised.training import describe, suspicious
 from fastseg.predict import CHUNK, Grid, Tiling
 from fastseg.train.config import Config
 from fastseg.train.device import autocast_dtype, device_name
@@ -67,10 +65,7 @@ def check_run(config: Config, seconds: float, reading_seconds: float = 600.0) ->
             largest = max(_prediction_bytes(config, volume.raw) for volume in tests)
             lines.append(f"prediction: {_mib(largest)} beside what the network itself takes")
         lines += _targets(config, volumes, reading)
-        if config.method == "sparse_2d3d":
-            lines += _slices(slices_config(config, volumes), volumes)
-        if config.method == "domain_adaptation":
-            lines += _phases(config)
+        lines += method_of(config).describe(config, volumes)
         lines += _training(config, volumes, task, ranks)
         trouble = [*reading.left, *suspicious(config, volumes, task.indexes)]
         trouble += _trouble(config, volumes, task, ranks)
@@ -98,33 +93,6 @@ def _targets(config: Config, volumes: list[AnnotatedVolume], reading: _Reading) 
         reading.all_of(volume)
         lines += [f"  {volume.raw.name}: {volume.shape} {volume.raw.dtype}", f"    {_storage(volume.raw)}"]
     return lines
-
-
-def _phases(config: Config) -> list[str]:
-    """What comes before the last phase of a domain adaptation."""
-    section = config.domain_adaptation
-    lines = ["histograms: of data.train matched to data.target"] if section.matching else []
-    if section.phases:
-        lines.append(
-            f"phases before that of train, {section.target_share:.0%} of their patches of the target"
-        )
-    for name in section.phases:
-        settings = getattr(section, name)
-        lines.append(
-            f"  {name}: {settings.steps} steps, batch {settings.batch}, {settings.optimizer}, learning rate "
-            f"{settings.learning_rate:g}, {settings.schedule}"
-        )
-    return lines
-
-
-def _slices(config: Config, volumes: list[AnnotatedVolume]) -> list[str]:
-    """The 2D phase of sparse_2d3d."""
-    count = sum(p.numel() for p in build_network(config, volumes[0].raw.channels).parameters())
-    return [
-        f"2D network: {count:,} parameters, patch {config.patch} (z, y, x), batch {config.train.batch}, "
-        f"steps: {config.train.steps}",
-        f"pseudo-labels: windows of {config.window} (z, y, x); they count {config.loss.pseudo_weight} in what follows",
-    ]
 
 
 def _training(config: Config, volumes: list[AnnotatedVolume], task: Any, ranks: Ranks) -> list[str]:

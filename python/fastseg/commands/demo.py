@@ -11,10 +11,10 @@ from fastseg.commands.report import train_and_report
 from fastseg.data.phantoms import write_phantoms
 from fastseg.data.volumes import open_volume
 from fastseg.errors import InputError
+from fastseg.methods.config_file import load_config
 from fastseg.metrics import Confusion
 from fastseg.report import draw_comparison
 from fastseg.train.checkpoint import write_atomically
-from fastseg.train.config_file import load_config
 from fastseg.train.inputs import open_annotated
 
 _SHAPE = (64, 128, 128)

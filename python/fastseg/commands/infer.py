@@ -21,12 +21,12 @@ from fastseg.data.outputs import OUTPUT_SUFFIXES, is_begun
 from fastseg.data.touching import SplitSource, at_boundaries, at_necks
 from fastseg.data.volumes import Volume, is_image_folder, open_volume
 from fastseg.errors import InputError
+from fastseg.methods.config_file import apply_overrides, load_config, parse_config
 from fastseg.methods.inference import segment, trained_network
 from fastseg.metrics import Confusion, evaluate_volume, total
 from fastseg.report import draw_comparison, write_metrics
 from fastseg.train.checkpoint import RunFolder
 from fastseg.train.config import Config
-from fastseg.train.config_file import apply_overrides, load_config, parse_config
 from fastseg.train.data_config import RegionConfig
 from fastseg.train.inputs import as_stored, at_voxel_size, crop, open_annotated, with_voxel_size
 from fastseg.train.ranks import Ranks, join

@@ -7,7 +7,7 @@ import glob
 import os
 import sys
 
-from fastseg.methods.registry import train
+from fastseg.methods.registry import method_of, train
 from fastseg.methods.runs import longer
 from fastseg.report.page import render_page
 from fastseg.report.records import Record, read_record
@@ -35,7 +35,7 @@ def train_and_report(config: Config, *, resume: bool = False, quiet: bool = Fals
             _try_report(config.output, samples=False, quiet=quiet)
         raise
     if first:
-        _try_report(run.path, samples=config.segments, quiet=quiet)
+        _try_report(run.path, samples=method_of(config).segments(config), quiet=quiet)
     return run
 
 
@@ -52,9 +52,6 @@ def write_report(path: str, *, samples: bool = True) -> str:
 
 
 def _samples(record: Record, notes: list[str]) -> dict[str, list[Sample]]:
-    stage = record.value("region_contrast", "stage")
-    if record.value("method") == "region_contrast" and stage == "pretrain":
-        return {}
     if not record.folder.checkpoints():
         notes.append("no sample predictions: there is no checkpoint yet")
         return {}

@@ -15,9 +15,9 @@ from fastseg.commands.infer import prediction_path
 from fastseg.data.pairs import file_by_file
 from fastseg.data.volumes import Volume, open_volume
 from fastseg.errors import InputError
+from fastseg.methods.config_file import load_config
 from fastseg.report.viewer import Scene, ids_of, render_viewer
 from fastseg.train.checkpoint import RunFolder, write_atomically
-from fastseg.train.config_file import load_config
 from fastseg.train.inputs import as_stored, open_annotated
 
 _MOST_FILES = 40  # of a folder

@@ -1,41 +1,48 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The method that a configuration names: its training, and its network.
-
-A method is a module of its name in this package with the functions of this file. What ``train`` leaves in the
-folder is a run of the network that ``build_network`` makes of the configuration.
-"""
+"""All methods by name, and what is asked of the one that a configuration names."""
 
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from fastseg.data.annotations import AnnotatedVolume
+from fastseg.methods.base import Method
 from fastseg.train.checkpoint import RunFolder
 from fastseg.train.config import Config
 from fastseg.train.folders import each_file_apart
 from fastseg.train.ranks import Ranks
 
+# Packages of this folder; the first one is the method of a configuration that names none.
+_PACKAGES = (
+    "supervised",
+    "sparse_2d3d",
+    "patch_contrast",
+    "region_contrast",
+    "domain_adaptation",
+)
+
+METHODS: dict[str, Method] = {
+    name: importlib.import_module(f"fastseg.methods.{name}.method").METHOD for name in _PACKAGES
+}
+
+
+def method_of(config: Config) -> Method:
+    return METHODS[config.method]
+
 
 def train(config: Config, *, resume: bool = False, quiet: bool = False) -> RunFolder:
-    """Train by ``config.method`` into the folder ``config.output``, with the processes that torchrun or the like
-    started."""
-    return _method(config).train(each_file_apart(config), resume=resume, quiet=quiet)
+    """See ``Method.train``."""
+    return method_of(config).train(each_file_apart(config), resume=resume, quiet=quiet)
 
 
 def prepare(config: Config, ranks: Ranks) -> tuple[Config, list[AnnotatedVolume], Any]:
-    """What ``train`` would train with, without training: the configuration with all it implies, the training volumes,
-    and the task, which also has the ``loader`` and the ``indexes`` of the volumes' labels."""
-    return _method(config).prepare(each_file_apart(config), ranks)
+    """See ``Method.prepare``."""
+    return method_of(config).prepare(each_file_apart(config), ranks)
 
 
 def build_network(config: Config, channels: int) -> nn.Module:
-    """The network of a run, from raw windows of so many channels to the logits of its segmentation."""
-    return _method(config).build_network(config, channels)
-
-
-def _method(config: Config) -> ModuleType:
-    return importlib.import_module(f"fastseg.methods.{config.method}")
+    """See ``Method.build_network``."""
+    return method_of(config).build_network(config, channels)

@@ -9,11 +9,12 @@ from typing import Any
 from torch import nn
 
 from fastseg.errors import InputError
+from fastseg.methods.config_file import dump_config
+from fastseg.methods.registry import METHODS, method_of
 from fastseg.methods.weights import load_weights
 from fastseg.train.best import Chooser
 from fastseg.train.checkpoint import RunFolder, write_atomically
-from fastseg.train.config import METHOD_SECTIONS, Config, TrainConfig
-from fastseg.train.config_file import dump_config
+from fastseg.train.config import Config, TrainConfig
 from fastseg.train.ranks import Ranks
 from fastseg.train.sessions import recorded
 from fastseg.train.task import Task
@@ -48,7 +49,7 @@ def require_fresh_or_same(config: Config, run: RunFolder, resume: bool) -> None:
         )
     now, before = _flatten(config.model_dump(mode="json")), _flatten(run.load_config())
     # Nor do the sections of other methods decide anything; their defaults may be those of another release.
-    free = (*_FREE_TO_CHANGE, *(f"{name}." for name in METHOD_SECTIONS if name != config.method))
+    free = (*_FREE_TO_CHANGE, *(f"{name}." for name in METHODS if name != config.method))
     changed = sorted(
         key
         for key in now.keys() | before.keys()
@@ -65,7 +66,7 @@ def require_fresh_or_same(config: Config, run: RunFolder, resume: bool) -> None:
 
 def longer(config: Config) -> str:
     """How a run whose steps are done can be trained for more, its learning rate having fallen to 0."""
-    if config.method == "patch_contrast":  # which takes no weights
+    if not method_of(config).learns_labels:
         return "to train longer, begin another run: output=OTHER train.steps=STEPS"
     return (
         "to train longer, begin another run with its weights: output=OTHER "

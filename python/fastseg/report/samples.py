@@ -14,13 +14,14 @@ import torch
 
 from fastseg.data.annotations import LABELLED, AnnotatedVolume
 from fastseg.data.volumes import Box
+from fastseg.methods.config_file import load_config
 from fastseg.methods.inference import predictor, tiling_of, trained_network
+from fastseg.methods.registry import method_of
 from fastseg.metrics import count_confusion
 from fastseg.morphology import apply_steps
 from fastseg.predict import Network, predict_blocks, segmented
 from fastseg.train.checkpoint import RunFolder
 from fastseg.train.config import Config
-from fastseg.train.config_file import load_config
 from fastseg.train.device import choose_device
 from fastseg.train.inputs import open_annotated
 
@@ -68,6 +69,8 @@ def draw_samples(run: RunFolder, notes: list[str]) -> dict[str, list[Sample]]:
     """Up to two samples of data.train, data.validation and data.target each, by part. What cannot be read or predicted
     is left out, with a line in ``notes``."""
     config = load_config(run.file("config.yaml"))
+    if not method_of(config).segments(config):
+        return {}
     state = run.load_for_prediction(config.predict.checkpoint)
     # A report may be made elsewhere than the training was.
     name = "auto" if config.train.device.startswith("cuda") else config.train.device

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The configuration of a run: its sections, their defaults, and what must hold between them."""
+"""The configuration of a run but for its method: sections, their defaults, and what must hold between them."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,14 +11,12 @@ from fastseg.data.object_parts import PARTS
 from fastseg.data.volumes import Box
 from fastseg.train.augment_config import AugmentConfig
 from fastseg.train.data_config import DataConfig
-from fastseg.train.domain_adaptation_config import DOMAIN_ADAPTATION_DEFAULTS, DomainAdaptationConfig
 from fastseg.train.network_config import NetworkConfig
-from fastseg.train.patch_contrast_config import PATCH_CONTRAST_DEFAULTS, PatchContrastConfig
 from fastseg.train.predict_config import PredictConfig
-from fastseg.train.region_contrast_config import REGION_CONTRAST_DEFAULTS, RegionContrastConfig
 from fastseg.train.section import NotNegative, Positive, Section, Share
-from fastseg.train.sparse_2d3d_config import Sparse2d3dConfig
 from fastseg.train.stop_config import StopConfig
+
+S = TypeVar("S", bound=Section)
 
 
 class LossConfig(Section):
@@ -74,34 +72,16 @@ class TrainConfig(Section):
 
 
 class Config(Section):
-    method: Literal["supervised", "sparse_2d3d", "patch_contrast", "region_contrast", "domain_adaptation"] = (
-        "supervised"
-    )
+    """What all runs have; ``fastseg.methods.config`` adds the sections of the methods."""
+
+    method: str
     output: str
     seed: Annotated[int, Field(ge=0)] = 0
     data: DataConfig
     network: NetworkConfig = NetworkConfig()
     loss: LossConfig = LossConfig()
-    sparse_2d3d: Sparse2d3dConfig = Sparse2d3dConfig()
-    patch_contrast: PatchContrastConfig = PatchContrastConfig()
-    region_contrast: RegionContrastConfig = RegionContrastConfig()
-    domain_adaptation: DomainAdaptationConfig = DomainAdaptationConfig()
     train: TrainConfig = TrainConfig()
     predict: PredictConfig = PredictConfig()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _method_has_its_defaults(cls, values: Any) -> Any:
-        defaults = METHOD_DEFAULTS.get(str(values.get("method"))) if isinstance(values, dict) else None
-        return _under(values, defaults) if defaults else values
-
-    @model_validator(mode="after")
-    def _method_has_its_section(self) -> Config:
-        for name in METHOD_SECTIONS:
-            stated = getattr(self, name) != type(self).model_fields[name].default
-            if stated and name != self.method:
-                raise ValueError(f"{name} is a section of method {name}, the method is {self.method}")
-        return self
 
     @model_validator(mode="after")
     def _patch_fits_network(self) -> Config:
@@ -128,21 +108,15 @@ class Config(Section):
             raise ValueError(f"loss.pos_weight must have {channels} values, one per class")
         if self.predict.instances == "boundary" and not self._has_boundaries:
             raise ValueError("predict.instances: boundary needs data.classes: [interior, boundary]")
-        if self.network.weights is not None and self.method == "patch_contrast":
-            raise ValueError(
-                "network.weights is for methods that train a U-Net; patch_contrast begins at random"
-            )
         if self.train.stop is not None:
             part = "target" if self.train.stop.rule == "morphology" else "validation"
             if not getattr(self.data, part):
                 raise ValueError(f"train.stop needs data.{part}, the volumes to judge by")
-            if part == "target" and self.method == "patch_contrast":
-                raise ValueError(
-                    "train.stop: morphology compares with labels, and patch_contrast learns none"
-                )
-        if self.method == "domain_adaptation":
-            self.domain_adaptation.check(self)
         return self
+
+    def section(self, kind: type[S]) -> S:
+        """The section of a method, by its class."""
+        return next(value for _, value in self if isinstance(value, kind))
 
     @property
     def exclusive(self) -> bool:
@@ -158,15 +132,6 @@ class Config(Section):
     @property
     def _has_boundaries(self) -> bool:
         return self.data.parts and len(self.data.classes or ()) == len(PARTS)
-
-    @property
-    def segments(self) -> bool:
-        """Whether the run's network segments; that of a pretraining does not."""
-        pretraining = {
-            "region_contrast": self.region_contrast.stage == "pretrain",
-            "domain_adaptation": self.domain_adaptation.phase == "pretrain",
-        }
-        return not pretraining.get(self.method, False)
 
     @property
     def patch(self) -> Box:
@@ -197,25 +162,3 @@ class Config(Section):
             box.insert(self.slice_axis, 1)
         z, y, x = box
         return (z, y, x)
-
-
-def _under(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """``values`` with what they leave out, at any depth, taken from ``defaults``."""
-    filled = dict(values)
-    for key, default in defaults.items():
-        if key not in filled:
-            filled[key] = default
-        elif isinstance(filled[key], dict) and isinstance(default, dict):
-            filled[key] = _under(filled[key], default)
-    return filled
-
-
-# Sections of one method alone; each bears its method's name.
-METHOD_SECTIONS = ("sparse_2d3d", "patch_contrast", "region_contrast", "domain_adaptation")
-
-# What keys of other sections are by default under a method.
-METHOD_DEFAULTS: dict[Any, dict[str, Any]] = {
-    "patch_contrast": PATCH_CONTRAST_DEFAULTS,
-    "region_contrast": REGION_CONTRAST_DEFAULTS,
-    "domain_adaptation": DOMAIN_ADAPTATION_DEFAULTS,
-}
