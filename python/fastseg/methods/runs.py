@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import shlex
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -15,6 +18,7 @@ from fastseg.methods.weights import load_weights
 from fastseg.train.best import Chooser
 from fastseg.train.checkpoint import RunFolder, write_atomically
 from fastseg.train.config import Config, TrainConfig
+from fastseg.train.memory import explaining_out_of_memory
 from fastseg.train.ranks import Ranks
 from fastseg.train.sessions import recorded
 from fastseg.train.task import Task
@@ -35,6 +39,27 @@ _FREE_TO_CHANGE = (
     "train.checkpoint_every",
     "predict",
 )
+
+
+@contextlib.contextmanager
+def phase_of(
+    config: Config,
+    ranks: Ranks,
+    *,
+    resume: bool,
+    sizes: Sequence[str] = ("train.batch", "data.patch", "network.width"),
+) -> Iterator[RunFolder]:
+    """The folder of a run, or of a phase of it, while its task is built and trained.
+
+    InputError where the folder holds another run, and where memory ends, which names ``sizes``, the keys that decide
+    how much is needed.
+    """
+    run = RunFolder(config.output)
+    needed = {key: functools.reduce(getattr, key.split("."), config) for key in sizes}
+    with explaining_out_of_memory(ranks, needed):
+        if ranks.first:
+            require_fresh_or_same(config, run, resume)
+        yield run
 
 
 def require_fresh_or_same(config: Config, run: RunFolder, resume: bool) -> None:

@@ -22,11 +22,10 @@ from fastseg.methods.domain_adaptation.restoration import RestorationTask
 from fastseg.methods.domain_adaptation.style import training as style_transfer
 from fastseg.methods.networks import SliceNetwork
 from fastseg.methods.networks import build_network as build_segmentation_network
-from fastseg.methods.runs import fit_run, require_fresh_or_same, tell
+from fastseg.methods.runs import fit_run, phase_of, require_fresh_or_same, tell
 from fastseg.methods.supervised.training import SupervisedTask, train_task
 from fastseg.train.checkpoint import RunFolder
 from fastseg.train.config import Config
-from fastseg.train.memory import explaining_out_of_memory
 from fastseg.train.ranks import Ranks, join
 from fastseg.train.run_lock import writing_alone
 from fastseg.train.stop_config import StopConfig
@@ -146,15 +145,8 @@ def _train_phase(
     quiet: bool,
 ) -> RunFolder:
     config = phase_config(config, phase)
-    run, section = RunFolder(config.output), f"domain_adaptation.{phase}"
-    sizes = {
-        f"{section}.batch": config.train.batch,
-        "data.patch": config.data.patch,
-        "network.width": config.network.width,
-    }
-    with explaining_out_of_memory(ranks, sizes):
-        if ranks.first:
-            require_fresh_or_same(config, run, resume)
+    sizes = (f"domain_adaptation.{phase}.batch", "data.patch", "network.width")
+    with phase_of(config, ranks, resume=resume, sizes=sizes) as run:
         task = RestorationTask(config, domains, ranks)
         if earlier is not None:
             take_over(task.network, earlier)

@@ -36,14 +36,13 @@ from fastseg.methods.patch_contrast.config import PatchContrastConfig
 from fastseg.methods.patch_contrast.figure import LivePicture
 from fastseg.methods.patch_contrast.labelled import dice_of_channels
 from fastseg.methods.patch_contrast.network import batch_norms, build_network
-from fastseg.methods.runs import fit_run, require_fresh_or_same
+from fastseg.methods.runs import fit_run, phase_of
 from fastseg.methods.supervised.training import build_loader
 from fastseg.nn import PatchContrast
 from fastseg.train.checkpoint import RunFolder, write_atomically
 from fastseg.train.config import Config, TrainConfig
 from fastseg.train.folders import each_image
 from fastseg.train.inputs import augmentation, open_training, open_validation
-from fastseg.train.memory import explaining_out_of_memory
 from fastseg.train.ranks import Ranks, join
 from fastseg.train.run_lock import writing_alone
 from fastseg.train.task import Task, Update
@@ -60,13 +59,8 @@ _LARGEST_WINDOW = {2: 1024, 3: 256}
 def train(config: Config, *, resume: bool = False, quiet: bool = False) -> RunFolder:
     """Train on images without labels and segment them, with the processes that torchrun or the like started."""
     with join(config.train.device) as ranks, writing_alone(config.output, ranks):
-        run = RunFolder(config.output)
         config, volumes = _opened(config)
-        with explaining_out_of_memory(
-            ranks, {"train.batch": config.train.batch, "data.patch": config.data.patch}
-        ):
-            if ranks.first:
-                require_fresh_or_same(config, run, resume)
+        with phase_of(config, ranks, resume=resume, sizes=("train.batch", "data.patch")) as run:
             task = PatchContrastTask(config, volumes, ranks, run)
             settings = config.train.model_copy(update={"measure": task.measure})
             channels = volumes[0].raw.channels

@@ -29,14 +29,13 @@ from fastseg.methods.region_contrast.figure import draw_pretext
 from fastseg.methods.region_contrast.network import NETWORKS
 from fastseg.methods.region_contrast.pretexts import PRETEXTS, Outcome
 from fastseg.methods.region_contrast.probe import LinearProbe
-from fastseg.methods.runs import fit_run, require_fresh_or_same
+from fastseg.methods.runs import fit_run, phase_of
 from fastseg.methods.supervised import training as supervised
 from fastseg.methods.supervised.training import build_loader
 from fastseg.train.checkpoint import RunFolder, write_atomically
 from fastseg.train.config import Config
 from fastseg.train.folders import each_image
 from fastseg.train.inputs import augmentation, open_training
-from fastseg.train.memory import explaining_out_of_memory
 from fastseg.train.ranks import Ranks, join
 from fastseg.train.run_lock import writing_alone
 from fastseg.train.task import Task
@@ -165,15 +164,7 @@ class PretrainingTask(Task):
 
 
 def _pretrain(config: Config, ranks: Ranks, *, resume: bool, quiet: bool) -> RunFolder:
-    run = RunFolder(config.output)
-    sizes = {
-        "train.batch": config.train.batch,
-        "data.patch": config.data.patch,
-        "network.width": config.network.width,
-    }
-    with explaining_out_of_memory(ranks, sizes):
-        if ranks.first:
-            require_fresh_or_same(config, run, resume)
+    with phase_of(config, ranks, resume=resume) as run:
         volumes = _opened(config)
         task = PretrainingTask(config, volumes, ranks, run)
         settings = config.train.model_copy(update={"measure": task.measure})

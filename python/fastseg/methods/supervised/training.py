@@ -25,14 +25,13 @@ from fastseg.data.slice_numbers import doubtful_slices
 from fastseg.data.volumes import Box
 from fastseg.methods.inference import predictor, tiling_of
 from fastseg.methods.networks import build_network
-from fastseg.methods.runs import fit_run, require_fresh_or_same
+from fastseg.methods.runs import fit_run, phase_of
 from fastseg.methods.stopping import morphology_chooser
 from fastseg.methods.validation import Validation
 from fastseg.nn import MaskedCrossEntropy, MaskedWeightedBCE
 from fastseg.train.checkpoint import RunFolder
 from fastseg.train.config import Config
 from fastseg.train.inputs import augmentation, build_sampler, open_training, open_validation
-from fastseg.train.memory import explaining_out_of_memory
 from fastseg.train.ranks import Ranks, join
 from fastseg.train.run_lock import writing_alone
 from fastseg.train.task import Task
@@ -190,16 +189,8 @@ def train_task(
     quiet: bool = False,
 ) -> RunFolder:
     """Train the task that ``build`` makes, with the volumes it learns, into ``config.output``."""
-    run = RunFolder(config.output)
-    sizes = {
-        "train.batch": config.train.batch,
-        "data.patch": config.data.patch,
-        "network.width": config.network.width,
-        "train.precision": config.train.precision,
-    }
-    with explaining_out_of_memory(ranks, sizes):
-        if ranks.first:
-            require_fresh_or_same(config, run, resume)
+    sizes = ("train.batch", "data.patch", "network.width", "train.precision")
+    with phase_of(config, ranks, resume=resume, sizes=sizes) as run:
         volumes, task = build()
         if ranks.first and not quiet:
             for volume, index in zip(volumes, task.indexes, strict=True):

@@ -28,14 +28,13 @@ from fastseg.methods.domain_adaptation.style.figure import MOST_IMAGES, Look, dr
 from fastseg.methods.domain_adaptation.style.inputs import style_config
 from fastseg.methods.domain_adaptation.style.network import StyleGenerator, build_generator
 from fastseg.methods.live_figure import LiveFigure
-from fastseg.methods.runs import fit_run, require_fresh_or_same
+from fastseg.methods.runs import fit_run, phase_of
 from fastseg.methods.supervised.training import build_loader
 from fastseg.nets.cut import PatchDiscriminator, ProjectionHeads
 from fastseg.nn import PatchNCE
 from fastseg.train.checkpoint import RunFolder, write_atomically
 from fastseg.train.config import Config, TrainConfig
 from fastseg.train.inputs import augmentation, open_target, open_training
-from fastseg.train.memory import explaining_out_of_memory
 from fastseg.train.ranks import Ranks
 from fastseg.train.task import Task, Update, optimizer_options
 
@@ -52,14 +51,8 @@ def train(config: Config, *, resume: bool = False, quiet: bool = False, ranks: R
     """Train the generator from ``data.target`` to the style of ``data.train`` into the folder ``<output>/style``, with
     processes that have met already."""
     config = style_config(config)
-    run = RunFolder(config.output)
-    sizes = {
-        f"domain_adaptation.style.{name}": getattr(config.section(DomainAdaptationConfig).style, name)
-        for name in ("batch", "patch", "width")
-    }
-    with explaining_out_of_memory(ranks, sizes):
-        if ranks.first:
-            require_fresh_or_same(config, run, resume)
+    sizes = [f"domain_adaptation.style.{name}" for name in ("batch", "patch", "width")]
+    with phase_of(config, ranks, resume=resume, sizes=sizes) as run:
         source = open_training(config, labelled=False)
         target = open_target(config, source[0].raw)
         task = StyleTask(config, source, target, ranks, run)
