@@ -23,7 +23,14 @@ def _config_type(methods: tuple[Method, ...]) -> type[Config]:
     names = tuple(method.name for method in methods)
     fields: dict[str, Any] = {m.name: (m.section, m.section()) for m in methods if m.section is not None}
     fields["method"] = (Literal[names], names[0])  # type: ignore[valid-type]
-    return create_model("Config", __base__=_WithMethod, **fields)
+    return create_model("WholeConfig", __base__=_WithMethod, __module__=__name__, **fields)
+
+
+def __getattr__(name: str) -> Any:
+    """Where pickle looks the class up, on either side of a process's start."""
+    if name == "WholeConfig":
+        return config_type()
+    raise AttributeError(f"module {__name__} has no attribute {name}")
 
 
 class _WithMethod(Config):
