@@ -34,9 +34,9 @@ FASTSEG_HOST_DEVICE void write_soft_shift(const SoftResultGradients& in, const S
 // Writes direct and curved of a row, which is a part of a sample, and gives what the channel adds to its
 // offset.
 template <class Real>
-FASTSEG_HOST_DEVICE Real write_soft_entry(const SoftResultGradients& in, const SoftTables& out, int64_t row,
-                                          int64_t channel) {
-  const int64_t at = row * in.channels + channel, sample = row / in.parts;
+FASTSEG_HOST_DEVICE Real write_soft_entry(const SoftResultGradients& in, const SoftTables& out,
+                                          int64_t sample, int64_t row, int64_t channel) {
+  const int64_t at = row * in.channels + channel;
   const Real mass = entry_of<Real>(in.mass, row), divisor = mass == Real(0) ? kInfinity<Real> : mass;
   const Real back =
       static_cast<const Real*>(out.shift)[sample * in.channels + channel] - entry_of<Real>(in.mean, at);

@@ -12,7 +12,8 @@ void fill(const SoftResultGradients& in, const SoftTables& out) {
   }
   for (int64_t row = 0; row < in.batch * in.parts; ++row) {
     Real offset = entry_of<Real>(in.grad_mass, row);
-    for (int64_t c = 0; c < in.channels; ++c) offset += write_soft_entry<Real>(in, out, row, c);
+    for (int64_t c = 0; c < in.channels; ++c)
+      offset += write_soft_entry<Real>(in, out, row / in.parts, row, c);
     static_cast<Real*>(out.offset)[row] = offset;
   }
 }

@@ -264,7 +264,7 @@ __global__ void __launch_bounds__(kStepThreads) tables_kernel(SoftResultGradient
     const int64_t row = sample * in.parts + part;
     Real offset = 0;
     for (int64_t c = threadIdx.x % 32; c < in.channels; c += 32) {
-      offset += write_soft_entry<Real>(in, out, row, c);
+      offset += write_soft_entry<Real>(in, out, sample, row, c);
     }
     for (int step = 16; step > 0; step /= 2) offset += __shfl_xor_sync(0xffffffffu, offset, step);
     if (threadIdx.x % 32 == 0) {

@@ -208,7 +208,8 @@ SortedPlan make_plan(const RegionLabels& in, size_t value_bytes) {
   SortedPlan plan{};
   constexpr int64_t kRowBytes = sizeof(float);
   const int64_t others = int64_t(kTile * value_bytes) + kMostTiles * 4 + kWarps * 8;  // beside the table
-  plan.ranges = ceil_of(in.num_regions, std::max<int64_t>(1, (block_bytes() - others) / kRowBytes));
+  const int64_t most_rows = std::min((block_bytes() - others) / kRowBytes, int64_t(1) << (32 - kRowShift));
+  plan.ranges = ceil_of(in.num_regions, std::max<int64_t>(1, most_rows));
   plan.rows = ceil_of(in.num_regions, plan.ranges);
   plan.tiles = ceil_of(in.voxels, kTile);
   const bool two_fit = 2 * (others + plan.rows * kRowBytes + kReservedBytes) <= kProcessorBytes;
