@@ -18,7 +18,7 @@ from fastseg.data.loader import PatchLoader
 from fastseg.data.resampled import ResampledVolume
 from fastseg.data.volumes import Volume
 from fastseg.methods.registry import method_of, prepare
-from fastseg.methods.supervised.training import describe, suspicious
+from fastseg.methods.training_data import describe, suspicious
 from fastseg.predict import CHUNK, Grid, Tiling
 from fastseg.train.config import Config
 from fastseg.train.device import autocast_dtype, device_name

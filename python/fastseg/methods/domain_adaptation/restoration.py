@@ -25,7 +25,8 @@ from fastseg.methods.domain_adaptation.config import DomainAdaptationConfig, Pre
 from fastseg.methods.domain_adaptation.data import Domains, mixed
 from fastseg.methods.domain_adaptation.network import YNetwork
 from fastseg.methods.networks import build_network
-from fastseg.methods.supervised.training import build_criterion, build_loader
+from fastseg.methods.supervised.training import build_criterion
+from fastseg.methods.training_data import build_loader
 from fastseg.train.config import Config, TrainConfig
 from fastseg.train.inputs import augmentation
 from fastseg.train.ranks import Ranks

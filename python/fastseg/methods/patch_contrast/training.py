@@ -37,7 +37,7 @@ from fastseg.methods.patch_contrast.figure import LivePicture
 from fastseg.methods.patch_contrast.labelled import dice_of_channels
 from fastseg.methods.patch_contrast.network import batch_norms, build_network
 from fastseg.methods.runs import fit_run, phase_of
-from fastseg.methods.supervised.training import build_loader
+from fastseg.methods.training_data import build_loader
 from fastseg.nn import PatchContrast
 from fastseg.train.checkpoint import RunFolder, write_atomically
 from fastseg.train.config import Config, TrainConfig

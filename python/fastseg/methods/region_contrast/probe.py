@@ -12,7 +12,7 @@ from fastseg.errors import InputError
 from fastseg.methods.inference import predictor, tiling_of
 from fastseg.methods.region_contrast.config import RegionContrastConfig
 from fastseg.methods.region_contrast.network import PretextNetwork
-from fastseg.methods.supervised.training import build_loader
+from fastseg.methods.training_data import build_loader
 from fastseg.methods.validation import Validation
 from fastseg.train.config import Config
 from fastseg.train.inputs import open_validation

@@ -31,7 +31,7 @@ from fastseg.methods.region_contrast.pretexts import PRETEXTS, Outcome
 from fastseg.methods.region_contrast.probe import LinearProbe
 from fastseg.methods.runs import fit_run, phase_of
 from fastseg.methods.supervised import training as supervised
-from fastseg.methods.supervised.training import build_loader
+from fastseg.methods.training_data import build_loader
 from fastseg.train.checkpoint import RunFolder, write_atomically
 from fastseg.train.config import Config
 from fastseg.train.folders import each_image

@@ -7,31 +7,25 @@ Pseudo-labels count too where a mask volume marks them (code 2) or a volume of t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastseg.data.annotations import AnnotatedVolume, LabelIndex, index_labels
+from fastseg.data.annotations import AnnotatedVolume, index_labels
 from fastseg.data.augment import augment
 from fastseg.data.buffers import Batch
-from fastseg.data.intensity import measure_intensity
-from fastseg.data.label_facts import label_warnings
-from fastseg.data.loader import PatchLoader
-from fastseg.data.resident import ResidentLoader, choose_loader
-from fastseg.data.slice_numbers import doubtful_slices
-from fastseg.data.volumes import Box
 from fastseg.methods.inference import predictor, tiling_of
 from fastseg.methods.networks import build_network
 from fastseg.methods.runs import fit_run, phase_of
 from fastseg.methods.stopping import morphology_chooser
+from fastseg.methods.training_data import build_loader, describe, suspicious
 from fastseg.methods.validation import Validation
 from fastseg.nn import MaskedCrossEntropy, MaskedWeightedBCE
 from fastseg.train.checkpoint import RunFolder
 from fastseg.train.config import Config
-from fastseg.train.inputs import augmentation, build_sampler, open_training, open_validation
+from fastseg.train.inputs import augmentation, open_training, open_validation
 from fastseg.train.ranks import Ranks, join
 from fastseg.train.run_lock import writing_alone
 from fastseg.train.task import Task
@@ -121,34 +115,6 @@ def build_criterion(config: Config, ranks: Ranks) -> MaskedWeightedBCE | MaskedC
     ).to(ranks.device)
 
 
-def build_loader(
-    config: Config,
-    volumes: list[AnnotatedVolume],
-    indexes: list[LabelIndex],
-    device: torch.device,
-    places: range | None = None,
-    margin: Box | None = None,
-) -> PatchLoader | ResidentLoader:
-    """The loader of a configuration, for one process's places in the batch; all by default. margin: around the patch,
-    by default what augmentation needs."""
-    data = config.data
-    if margin is None:
-        voxel_sizes = [v.raw.voxel_size or (1, 1, 1) for v in volumes]
-        margin = augmentation(config).margin(config.patch, voxel_sizes)
-    return choose_loader(
-        volumes,
-        [measure_intensity(volume.raw, data.normalize) for volume in volumes],
-        build_sampler(config, volumes, indexes),
-        device,
-        resident=data.resident,
-        most_bytes=data.resident_mib << 20,
-        cache_bytes=data.cache_mib << 20,
-        threads=data.threads,
-        places=places,
-        margin=margin,
-    )
-
-
 def prepare(config: Config, ranks: Ranks) -> tuple[Config, list[AnnotatedVolume], SupervisedTask]:
     """Volumes and task of a run; see registry.py."""
     volumes = open_training(config)
@@ -201,40 +167,3 @@ def train_task(
         channels = volumes[0].raw.channels
         fit_run(task, config, channels, run, ranks, chooser=chooser, resume=resume, quiet=quiet)
     return run
-
-
-def suspicious(
-    config: Config, volumes: Sequence[AnnotatedVolume], indexes: Sequence[LabelIndex]
-) -> list[str]:
-    """What is probably not meant in training volumes and their labels, a line each."""
-    lines = [line for volume in volumes for line in doubtful_slices(volume)]
-    small = [v for v in volumes if any(n < p for n, p in zip(v.shape, config.patch, strict=True))]
-    if small:
-        more = f" and {len(small) - 1} more" if len(small) > 1 else ""
-        lines.append(
-            f"{small[0].raw.name}, {small[0].shape} (z, y, x),{more} is smaller than the patch, {config.patch}: "
-            "mirrored up to its size, and no label learnt beyond the end; a smaller data.patch would waste less"
-        )
-    labelled = [(v.labels, i.ids) for v, i in zip(volumes, indexes, strict=True) if v.labels is not None]
-    return lines + label_warnings(
-        [v for v, _ in labelled], [ids for _, ids in labelled], config.data.class_ids
-    )
-
-
-def describe(volume: AnnotatedVolume, index: LabelIndex) -> str:
-    """One line on what a training volume holds."""
-    if volume.labels is None:
-        return f"{volume.raw.name}: {volume.shape} {volume.raw.dtype}, no labels"
-    total = math.prod(volume.shape)
-    slices = volume.annotation.slices
-    where = "where the mask says" if volume.mask is not None else "throughout"
-    if slices is not None:
-        where = f"{len(slices)} slices along {'zyx'[volume.annotation.axis]}"
-    known = index.labelled_voxels + index.pseudo_voxels
-    text = (
-        f"{volume.raw.name}: {volume.shape} {volume.raw.dtype}, annotated {where}: {index.labelled_voxels:,} voxels "
-        f"({100 * index.labelled_voxels / total:.3g} %), "
-    )
-    if index.pseudo_voxels:
-        text += f"pseudo-labelled: {index.pseudo_voxels:,} ({100 * index.pseudo_voxels / total:.3g} %), "
-    return text + f"{100 * index.foreground_voxels / max(known, 1):.3g} % of them foreground"

@@ -29,7 +29,7 @@ from fastseg.methods.domain_adaptation.style.inputs import style_config
 from fastseg.methods.domain_adaptation.style.network import StyleGenerator, build_generator
 from fastseg.methods.live_figure import LiveFigure
 from fastseg.methods.runs import fit_run, phase_of
-from fastseg.methods.supervised.training import build_loader
+from fastseg.methods.training_data import build_loader
 from fastseg.nets.cut import PatchDiscriminator, ProjectionHeads
 from fastseg.nn import PatchNCE
 from fastseg.train.checkpoint import RunFolder, write_atomically
